@@ -1,0 +1,1 @@
+"""Keras to Flax. This package knows `voxtune.models` and never `voxtune.engine`."""

@@ -1,0 +1,1 @@
+"""Running: data in, steps, checkpoints, predictions out."""

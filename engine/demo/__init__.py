@@ -1,0 +1,1 @@
+"""The demonstration: its Keras file, the script that trained it, and the journey."""

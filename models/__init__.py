@@ -1,0 +1,1 @@
+"""Architectures in Flax NNX. They emit logits."""
