@@ -1,0 +1,109 @@
+"""Arrays to disk and back. The only file that knows Orbax."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from voxtune.models.errors import InputError
+
+# What Orbax and its storage libraries raise on files that are missing, cut short or no checkpoint.
+_BROKEN = (OSError, ValueError, KeyError, TypeError, RuntimeError, ocp.errors.InvalidLayoutError)
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a/b": x}` → `{"a": {"b": x}}`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[name] = value
+    return tree
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": x}}` → `{"a/b": x}`."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        found |= flat(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
+    return found
+
+
+def save_parameters(directory: Path, parameters: Mapping[str, np.ndarray | jax.Array]) -> None:
+    """Writes arrays by path as an Orbax checkpoint; `directory` must not exist."""
+    ocp.save(directory.absolute(), nested(parameters))
+
+
+def load_parameters(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Reads arrays by path.
+
+    Args:
+        directory: an Orbax checkpoint as `save_parameters` writes it.
+        shapes: path → shape of what must be there, no more and no less.
+
+    Raises:
+        InputError: the checkpoint is missing or broken, or holds other arrays.
+    """
+    if not directory.is_dir():
+        raise InputError(f"{directory} does not exist; is its parent a voxtune model directory?")
+    try:
+        metadata = ocp.metadata(directory.absolute()).metadata
+        if not isinstance(metadata, Mapping):
+            raise ValueError("it has no readable metadata")
+        held = {path: tuple(leaf.shape) for path, leaf in flat(metadata).items()}
+        if held != dict(shapes):
+            wrong = sorted(held.items() ^ shapes.items())[0]
+            raise InputError(
+                f"{directory} does not hold the parameters that model.json asks for: they differ "
+                f"at {wrong[0]} {wrong[1]}."
+            )
+        wanted = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
+        return flat(ocp.load(directory.absolute(), nested(wanted)))
+    except _BROKEN as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{directory} cannot be read as a checkpoint ({reason}); convert or train again."
+        ) from error
+
+
+class Checkpoints:
+    """The checkpoints of a run, written in the background; the newest `keep` stay.
+
+    Args:
+        directory: where they go, one folder a step.
+        keep: how many stay.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        policy = ocp.training.preservation_policies.LatestN(keep)
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.absolute(), preservation_policy=policy
+        )
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float]) -> None:
+        """Starts writing a step's whole state; returns before it is on disk."""
+        # Forced, or Orbax leaves out a step while the one before is still being written.
+        self._checkpointer.save_async(step, state, metrics=dict(metrics), force=True)
+
+    def restore(self, like: Any, step: int | None = None) -> Any:
+        """The state of a step (the newest by default), with the shapes and shardings of `like`."""
+        return self._checkpointer.load(step, like)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Waits until all is on disk."""
+        self._checkpointer.close()

@@ -1,0 +1,58 @@
+"""A network's parameters and statistics by path: `block1/conv/kernel`."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from voxtune.models.families import Network, build
+
+KEPT = (nnx.Param, nnx.BatchStat)  # what a model directory holds
+
+
+def _variables(network: Network | nnx.State) -> dict[str, nnx.Variable]:
+    state = network if isinstance(network, nnx.State) else nnx.state(network, KEPT)
+    return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+def by_path(network: Network) -> dict[str, jax.Array]:
+    """Path → array of all parameters and statistics."""
+    return {path: variable[...] for path, variable in _variables(network).items()}
+
+
+def put(network: Network, values: Mapping[str, np.ndarray | jax.Array]) -> None:
+    """Sets all parameters and statistics of a network.
+
+    Raises:
+        ValueError: the paths or shapes are not exactly the network's.
+    """
+    state = nnx.state(network, KEPT)
+    variables = _variables(state)
+    if variables.keys() != values.keys():
+        missing = ", ".join(sorted(variables.keys() - values.keys())) or "none"
+        extra = ", ".join(sorted(values.keys() - variables.keys())) or "none"
+        raise ValueError(f"parameters missing: {missing}; not in the network: {extra}")
+    for path, variable in variables.items():
+        if values[path].shape != variable.shape:
+            raise ValueError(f"{path} is {values[path].shape}, the network's is {variable.shape}")
+        variable[...] = jnp.asarray(values[path])
+    nnx.update(network, state)
+
+
+def shapes(family: str, arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Path → shape of all parameters and statistics, without taking memory for them.
+
+    Raises:
+        InputError: the family is unknown, or does not take these arguments.
+    """
+    abstract = nnx.eval_shape(lambda: build(family, arguments))
+    return {path: variable.shape for path, variable in _variables(abstract).items()}
+
+
+def count(network: Network) -> int:
+    """Values in parameters and statistics, as Keras's `count_params` counts them."""
+    return sum(math.prod(value.shape) for value in by_path(network).values())
