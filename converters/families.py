@@ -1,4 +1,4 @@
-"""Which named architecture a Keras graph is: both are written as operations and compared one by one.
+"""Which named architecture a Keras graph is: both are written as operations and compared.
 
 Each family says which operations its Keras original consists of. A file is of that family when its
 own operations, put in the same order, are the same ones; so a net that merely resembles a family is

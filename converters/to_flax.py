@@ -8,8 +8,8 @@ import numpy as np
 from voxtune.converters.errors import ConversionError
 from voxtune.converters.families import Recognised, recognise
 from voxtune.converters.keras_file import KerasModel
-from voxtune.models.families import Network, build
-from voxtune.models.parameters import put, shapes
+from voxtune.models.families import Network
+from voxtune.models.parameters import assemble, shapes
 
 # Keras weight name → Flax parameter name, for the layers whose names differ.
 _NORM_NAMES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
@@ -50,9 +50,7 @@ class Conversion:
 
     def network(self) -> Network:
         """The Flax network with the converted parameters."""
-        network = build(self.recognised.family, self.recognised.arguments)
-        put(network, self.parameters)
-        return network
+        return assemble(self.recognised.family, self.recognised.arguments, self.parameters)
 
 
 def convert(model: KerasModel) -> Conversion:
@@ -78,7 +76,10 @@ def convert(model: KerasModel) -> Conversion:
                 )
             done = "loaded"
             array = value
-            if layer.class_name in ("Conv3DTranspose", "Convolution3DTranspose") and value.ndim == 5:
+            if (
+                layer.class_name in ("Conv3DTranspose", "Convolution3DTranspose")
+                and value.ndim == 5
+            ):
                 # Keras: [kD, kH, kW, out, in]. Here, as in every other kernel: [..., in, out].
                 array, done = value.swapaxes(-1, -2), "loaded, channels swapped"
             if array.shape != wanted[path]:

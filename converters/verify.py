@@ -17,6 +17,7 @@ from voxtune.converters.to_flax import Conversion
 
 TOLERANCE = 1e-4  # of the largest absolute value; float32 rounding stays a hundred times below
 _MAX_BYTES = 4 << 30  # of a golden file, unpacked
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,14 @@ def _read_golden(path: Path) -> dict[str, np.ndarray]:
             entries = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise ConversionError(f"{path} does not exist; give a golden .npz file.") from error
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ConversionError(f"{path} cannot be read as a golden .npz file: {error}.") from error
     return {name: value for name, value in entries.items() if value.dtype.kind == "f"}

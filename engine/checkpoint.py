@@ -41,7 +41,9 @@ def save_parameters(directory: Path, parameters: Mapping[str, np.ndarray | jax.A
     ocp.save(directory.absolute(), nested(parameters))
 
 
-def load_parameters(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def load_parameters(
+    directory: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
     """Reads arrays by path.
 
     Args:

@@ -1,2 +1,106 @@
-def main() -> int:
+"""The voxtune command: parses, calls, prints. No logic, and no JAX before it is needed."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import tyro
+from rich.console import Console
+
+from voxtune.engine import config
+from voxtune.models.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status.
+
+    0: done. 1: done, and what was checked does not hold. 2: the input cannot be used, said in one
+    sentence.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        print(version("voxtune"))
+        return 0
+    command = tyro.cli(
+        config.Command,
+        prog="voxtune",
+        description="Fine-tune pretrained 3D brain-imaging networks in JAX.",
+        args=given or ["--help"],
+    )
+    # Orbax and JAX warn of things that a person at the terminal can do nothing about.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    console = Console()
+    try:
+        return run(command, console)
+    except InputError as error:
+        print(f"voxtune: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("voxtune: stopped.", file=sys.stderr)
+        return 130
+
+
+def run(command: config.Command, console: Console) -> int:
+    """Runs one parsed command; returns its exit status."""
+    match command:
+        case config.Convert():
+            from voxtune.engine.convert import convert_file
+
+            return 0 if convert_file(command, console) else 1
+        case config.Finetune():
+            from voxtune.engine.train import finetune
+
+            finetune(command, console)
+        case config.Predict():
+            from voxtune.engine.predict import predict, scans_of
+
+            predict(
+                command.model_dir,
+                scans_of(command.scans, command.split),
+                command.output,
+                overlap=command.overlap,
+                overwrite=command.overwrite,
+                report=lambda line: console.print(line, highlight=False, soft_wrap=True),
+            )
+        case config.Evaluate():
+            from voxtune.engine.evaluate import evaluate, table, write_csv
+            from voxtune.engine.subjects import read_subjects
+
+            subjects = read_subjects(command.subjects, split=command.split)
+            rows = evaluate(command.predictions_dir, subjects)
+            if command.output is not None:
+                write_csv(rows, command.output, command.overwrite)
+            console.print(table(rows))
+        case config.Picture():
+            from voxtune.engine.picture import draw_predictions
+            from voxtune.engine.subjects import read_subjects
+
+            subjects = read_subjects(command.subjects, split=command.split)
+            subjects = subjects[: command.rows]
+            draw_predictions(command.predictions_dir, subjects, command.output, command.overwrite)
+            console.print(f"wrote {command.output}", highlight=False, soft_wrap=True)
+        case config.Phantom():
+            from voxtune.engine.phantom import write_phantoms
+
+            table_path = write_phantoms(
+                command.out_dir,
+                command.kind,
+                command.train,
+                command.validation,
+                command.test,
+                command.seed,
+                (command.size,) * 3,
+                command.spacing,
+                command.overwrite,
+            )
+            console.print(f"wrote {table_path}", highlight=False, soft_wrap=True)
+        case config.Demo():
+            from voxtune.engine.demo import demo
+
+            demo(command, console)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

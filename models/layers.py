@@ -119,8 +119,7 @@ def _conv_backward(
     dilation: int, residuals: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, kernel = residuals
-    batch, depth, _, _, channels = x.shape
-    filters = kernel.shape[-1]
+    depth, channels, filters = x.shape[1], x.shape[-1], kernel.shape[-1]
     flipped = kernel[::-1, ::-1, ::-1].swapaxes(-1, -2)
     gradient_x = conv_depth_slices(gradient, flipped, dilation)
 

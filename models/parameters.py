@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from voxtune.models.families import Network, build
+from voxtune.models.families import Network, abstract
 
 KEPT = (nnx.Param, nnx.BatchStat)  # what a model directory holds
 
@@ -24,12 +24,16 @@ def by_path(network: Network) -> dict[str, jax.Array]:
     return {path: variable[...] for path, variable in _variables(network).items()}
 
 
-def put(network: Network, values: Mapping[str, np.ndarray | jax.Array]) -> None:
-    """Sets all parameters and statistics of a network.
+def assemble(
+    family: str, arguments: Mapping[str, Any], values: Mapping[str, np.ndarray | jax.Array]
+) -> Network:
+    """The network with these parameters and statistics.
 
     Raises:
+        InputError: the family is unknown, or does not take these arguments.
         ValueError: the paths or shapes are not exactly the network's.
     """
+    network = abstract(family, arguments)
     state = nnx.state(network, KEPT)
     variables = _variables(state)
     if variables.keys() != values.keys():
@@ -39,8 +43,9 @@ def put(network: Network, values: Mapping[str, np.ndarray | jax.Array]) -> None:
     for path, variable in variables.items():
         if values[path].shape != variable.shape:
             raise ValueError(f"{path} is {values[path].shape}, the network's is {variable.shape}")
-        variable[...] = jnp.asarray(values[path])
+        variable.set_value(jnp.asarray(values[path]))
     nnx.update(network, state)
+    return network
 
 
 def shapes(family: str, arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -49,10 +54,10 @@ def shapes(family: str, arguments: Mapping[str, Any]) -> dict[str, tuple[int, ..
     Raises:
         InputError: the family is unknown, or does not take these arguments.
     """
-    abstract = nnx.eval_shape(lambda: build(family, arguments))
-    return {path: variable.shape for path, variable in _variables(abstract).items()}
+    network = abstract(family, arguments)
+    return {path: variable.shape for path, variable in _variables(network).items()}
 
 
 def count(network: Network) -> int:
     """Values in parameters and statistics, as Keras's `count_params` counts them."""
-    return sum(math.prod(value.shape) for value in by_path(network).values())
+    return sum(math.prod(variable.shape) for variable in _variables(network).values())

@@ -100,12 +100,19 @@ class UNet(nnx.Module):
     def receptive_field(self) -> int:
         """Edge of the cube of input voxels that one output voxel depends on, voxels.
 
-        Two convolutions widen it by 4 voxels of their level, a pool by one of the finer level;
-        a transposed convolution whose kernel equals its stride adds nothing.
+        It depends on where the output voxel lies in its coarse voxel; this is the largest.
         """
-        ways_down = sum(4 * 2**level + 2**level for level in range(self.depth))
-        ways_up = sum(4 * 2**level for level in range(self.depth))
-        return 1 + ways_down + 4 * 2**self.depth + ways_up
+        return max(self._reach(offset) for offset in range(self.min_multiple))
+
+    def _reach(self, offset: int) -> int:
+        """Edge of what an output voxel sees, going back level by level to the input."""
+        low = high = offset
+        for _ in range(self.depth):  # down: two convolutions, then the coarse voxels that hold it
+            low, high = (low - 2) // 2, (high + 2) // 2
+        low, high = low - 2, high + 2
+        for _ in range(self.depth):  # up: the fine voxels of a coarse one, then two convolutions
+            low, high = 2 * low - 2, 2 * high + 1 + 2
+        return high - low + 1
 
     def levels(self) -> tuple[str, ...]:
         """Names of the stages, from input to output."""

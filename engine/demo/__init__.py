@@ -1,1 +1,50 @@
-"""The demonstration: its Keras file, the script that trained it, and the journey."""
+"""The whole journey on phantoms, with the pretrained network that the package carries."""
+
+import shlex
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from voxtune.engine.config import Demo
+from voxtune.engine.output import check_free
+from voxtune.models.errors import InputError
+
+HERE = Path(__file__).parent
+PRETRAINED, GOLDEN = HERE / "brain_unet.h5", HERE / "brain_unet.golden.npz"
+
+# What a person would type. {out} is the folder of the demonstration.
+COMMANDS = (
+    "phantom {out}/phantoms --train 8 --validation 2 --test 4",
+    "convert {pretrained} {out}/brain --golden {golden}"
+    " --spacing 3 3 3 --block 64 64 64 --classes background brain",
+    "finetune {out}/brain {out}/phantoms/subjects.csv {out}/run --labels 1=lesion"
+    " --steps 120 --validate-every 60 --trunk-lr 3e-3 --head-lr 1e-2",
+    "predict {out}/run/model {out}/phantoms/subjects.csv --split test -o {out}/predictions",
+    "evaluate {out}/predictions {out}/phantoms/subjects.csv --split test -o {out}/dice.csv",
+    "picture {out}/predictions {out}/phantoms/subjects.csv --split test -o {out}/lesions.png",
+)
+
+
+def demo(config: Demo, console: Console) -> None:
+    """Runs the commands one after the other and shows each before it runs.
+
+    Raises:
+        InputError: the folder exists, or a command failed.
+    """
+    from voxtune.engine.cli import main
+
+    check_free(config.out_dir, config.overwrite, "phantoms/subjects.csv")
+    began = time.perf_counter()
+    places = {"out": config.out_dir, "pretrained": PRETRAINED, "golden": GOLDEN}
+    quoted = {name: shlex.quote(str(path)) for name, path in places.items()}
+    for template in COMMANDS:
+        line = template.format(**quoted) + (" --overwrite" if config.overwrite else "")
+        console.print(f"\n$ voxtune {line}", style="bold", highlight=False, soft_wrap=True)
+        if main(shlex.split(line)) != 0:
+            raise InputError("The demonstration stopped: the command above failed.")
+    console.print(
+        f"\nDone in {time.perf_counter() - began:.0f} s. These are phantoms, drawn by a formula: "
+        "they show that the parts work together, not how well lesions of people are found.",
+        highlight=False,
+    )

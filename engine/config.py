@@ -1,0 +1,174 @@
+"""What the commands take: frozen dataclasses, saved with what they made. No JAX here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+Block = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Convert a Keras file to a model directory, every tensor accounted for."""
+
+    keras_file: Positional[Path]
+    """Whole-model .h5 file, or folder of a TF.js layers model."""
+    model_dir: Positional[Path]
+    """Folder to make."""
+    golden: Path | None = None
+    """.npz with 'x', 'y' and layers' results to compare with; exit status 1 above 1e-4."""
+    orientation: str | None = None
+    """Directions of the three axes that the network was trained with, RAS or LIA for example."""
+    spacing: tuple[float, float, float] | None = None
+    """Voxel size that the network was trained with, mm."""
+    intensity: Literal["zscore", "minmax", "quantile", "none"] | None = None
+    """Intensity scaling that the network was trained with."""
+    block: Block | None = None
+    """Shape of the blocks that the network is given, voxels."""
+    threshold: float | None = None
+    """Probability above which a voxel belongs to the class of a one-class network."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes, background first."""
+    overwrite: bool = False
+    """Replace a model directory that is there."""
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Fine-tune a converted network on labelled scans."""
+
+    model_dir: Positional[Path]
+    """Model directory to start from."""
+    subjects: Positional[Path]
+    """CSV with columns subject, image, label and, if wanted, split (train, validation, test)."""
+    run_dir: Positional[Path]
+    """Folder to make; its subfolder 'model' is the new model directory."""
+    steps: int = 300
+    """Training steps."""
+    batch: int = 2
+    """Blocks a step, over all devices."""
+    block: Block | None = None
+    """Shape of a block in the network's orientation, voxels; by default the model's."""
+    trunk_lr: float = 1e-3
+    """Peak learning rate of all but the last layer."""
+    head_lr: float = 3e-3
+    """Peak learning rate of the last layer."""
+    weight_decay: float = 1e-2
+    """Decoupled decay of kernels; biases and norms have none."""
+    warmup: int = 20
+    """Steps over which the learning rate rises; a cosine brings it down to zero."""
+    labels: tuple[str, ...] | None = None
+    """Classes as VALUE=NAME, such as 0=background 1=lesion; by default the values found."""
+    head: Literal["new", "keep"] = "new"
+    """Start with a new last layer, or keep the model's (the classes must be the model's)."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """Start the trunk from the model's weights, or from random ones for comparison."""
+    flip: Literal["none", "left-right", "all"] = "left-right"
+    """Axes along which blocks are flipped at random; 'none' where classes have a side."""
+    foreground: float = 0.5
+    """Share of blocks centred on a labelled voxel; the rest lie anywhere."""
+    train_subjects: int | None = None
+    """Train on the first so many subjects of the split alone."""
+    hold_out: float = 0.2
+    """Share of subjects kept for validation where the table has no split."""
+    validate_every: int = 100
+    """Steps between two validations, each with a checkpoint."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    devices: int | None = None
+    """How many devices to use; by default all."""
+    seed: int = 0
+    """Of the new head, the order of blocks and the augmentation."""
+    overwrite: bool = False
+    """Replace a run that is there."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Segment scans; each result lies on its scan's own grid."""
+
+    model_dir: Positional[Path]
+    """Model directory."""
+    scans: Positional[tuple[Path, ...]]
+    """Scans (.nii, .nii.gz, .mgz), or one subjects table."""
+    output: Annotated[Path, arg(aliases=("-o",))]
+    """Folder for the label volumes."""
+    split: Literal["train", "validation", "test"] | None = None
+    """Of a subjects table, this split alone."""
+    overlap: float = 0.25
+    """Least overlap of neighbouring blocks, as a share of a block's edge."""
+    overwrite: bool = False
+    """Replace results that are there."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Compare predicted with true labels: Dice and volume by class and subject."""
+
+    predictions_dir: Positional[Path]
+    """Folder that 'voxtune predict' wrote."""
+    subjects: Positional[Path]
+    """The subjects table with the true labels."""
+    output: Annotated[Path | None, arg(aliases=("-o",))] = None
+    """CSV file to write."""
+    split: Literal["train", "validation", "test"] | None = None
+    """Of the subjects table, this split alone."""
+    overwrite: bool = False
+    """Replace the CSV file if it is there."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Draw scans with the contours of true and predicted labels."""
+
+    predictions_dir: Positional[Path]
+    """Folder that 'voxtune predict' wrote."""
+    subjects: Positional[Path]
+    """The subjects table."""
+    output: Annotated[Path, arg(aliases=("-o",))]
+    """PNG file to write."""
+    split: Literal["train", "validation", "test"] | None = None
+    """Of the subjects table, this split alone."""
+    rows: int = 4
+    """Scans to draw at most."""
+    overwrite: bool = False
+    """Replace the PNG file if it is there."""
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """Make head-like volumes with labels, to try voxtune without a scan."""
+
+    out_dir: Positional[Path]
+    """Folder to make; subjects.csv in it is the subjects table."""
+    kind: Literal["healthy", "meningioma"] = "meningioma"
+    """Healthy T1 (label: brain), or contrast-enhanced T1 with a meningioma-like lesion (lesion)."""
+    train: int = 8
+    """Volumes of the split train."""
+    validation: int = 2
+    """Volumes of the split validation."""
+    test: int = 4
+    """Volumes of the split test."""
+    size: int = 64
+    """Edge of the volumes, voxels."""
+    spacing: float = 3.0
+    """Edge of a voxel, mm."""
+    seed: int = 0
+    """Of the phantoms."""
+    overwrite: bool = False
+    """Replace phantoms that are there."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Run the whole journey on phantoms: convert, fine-tune, predict, evaluate, draw."""
+
+    out_dir: Positional[Path]
+    """Folder to make."""
+    overwrite: bool = False
+    """Replace a demonstration that is there."""
+
+
+Command = Convert | Finetune | Predict | Evaluate | Picture | Phantom | Demo

@@ -1,0 +1,51 @@
+"""Devices as a mesh, and where arrays lie on it."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from voxtune.models.errors import InputError
+
+DATA = "data"  # the axis that a batch is split over
+
+
+def data_mesh(devices: int | None = None) -> Mesh:
+    """A mesh with the one axis `data`; one device is the mesh of one.
+
+    Args:
+        devices: how many to use, all by default.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    found = jax.devices()
+    if devices is not None and not 1 <= devices <= len(found):
+        raise InputError(f"--devices {devices} is not possible: this machine has {len(found)}.")
+    return jax.make_mesh(
+        (devices or len(found),), (DATA,), axis_types=(AxisType.Auto,), devices=found[:devices]
+    )
+
+
+def over_data(mesh: Mesh) -> NamedSharding:
+    """Arrays whose first axis is split over the devices."""
+    return NamedSharding(mesh, P(DATA))
+
+
+def on_all(mesh: Mesh) -> NamedSharding:
+    """Arrays of which each device has the whole."""
+    return NamedSharding(mesh, P())
+
+
+def check_batch(batch: int, mesh: Mesh) -> None:
+    """Makes sure that a batch splits evenly over the devices.
+
+    Raises:
+        InputError: it does not.
+    """
+    if batch < 1 or batch % mesh.size:
+        more = int(np.ceil(max(batch, 1) / mesh.size)) * mesh.size
+        raise InputError(
+            f"A batch of {batch} cannot be split evenly over {mesh.size} devices; "
+            f"pass --batch {more}, or --devices with a number that divides {batch}."
+        )

@@ -1,0 +1,158 @@
+"""The model directory: what a network is, what it takes, what it says, and its parameters."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import jax
+import numpy as np
+
+from voxtune.engine.checkpoint import load_parameters, save_parameters
+from voxtune.engine.intensity import IntensityKind
+from voxtune.engine.output import new_folder
+from voxtune.models.errors import InputError
+from voxtune.models.families import Network
+from voxtune.models.parameters import assemble, shapes
+
+MARKER = "model.json"
+_FORMAT, _VERSION = "voxtune model", 1
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class LabelClass:
+    """A class of voxels: its value in label files and its name."""
+
+    value: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What is done to a scan before the network sees it. Training and prediction both read this.
+
+    Attributes:
+        orientation: directions in which the three array axes run, "LIA" or "RAS" for example.
+        spacing_mm: voxel size along those axes; None leaves a scan's own.
+        intensity: scaling over the whole volume, see `voxtune.engine.intensity`.
+        block: shape of the blocks that the network is given, voxels along those axes.
+        threshold: probability above which a voxel belongs to the class of a one-class network.
+    """
+
+    orientation: str
+    spacing_mm: tuple[float, float, float] | None
+    intensity: IntensityKind
+    block: tuple[int, int, int]
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All of a model directory but its parameters.
+
+    Attributes:
+        family: a name in `voxtune.models.families.FAMILIES`.
+        arguments: what builds it.
+        output_activation: "sigmoid" for a one-class network, else "softmax", or "linear" for a
+            network whose Keras original emitted logits (its classes exclude each other too).
+        classes: in the order of the outputs; a one-class network has background before it.
+        contract: preprocessing.
+    """
+
+    family: str
+    arguments: Mapping[str, Any]
+    output_activation: str
+    classes: tuple[LabelClass, ...]
+    contract: Contract
+
+    def network(self, parameters: Mapping[str, np.ndarray | jax.Array]) -> Network:
+        """The network with these parameters."""
+        return assemble(self.family, self.arguments, parameters)
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Label value → class name."""
+        return {each.value: each.name for each in self.classes}
+
+
+def write_model(
+    folder: Path,
+    spec: ModelSpec,
+    parameters: Mapping[str, np.ndarray | jax.Array],
+    *,
+    history: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Writes a model directory, whole or not at all.
+
+    Args:
+        folder: the model directory.
+        spec: what goes to model.json.
+        parameters: path → array, statistics included.
+        history: name → content of further JSON files that say where the parameters come from.
+        overwrite: whether a model directory that is there is replaced.
+
+    Raises:
+        InputError: the folder exists, or cannot be written.
+    """
+    with new_folder(folder, overwrite, MARKER) as beside:
+        document = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(spec)}
+        for name, content in {"model": document, **history}.items():
+            (beside / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+        save_parameters(beside / "params", parameters)
+
+
+def read_model(folder: Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    """Reads a model directory.
+
+    Returns:
+        What model.json says, and path → array of the parameters and statistics.
+
+    Raises:
+        InputError: it is missing, broken, or its two parts do not fit each other.
+    """
+    path = folder / MARKER
+    if not path.is_file():
+        raise InputError(
+            f"{folder} is not a model directory: it has no {MARKER}; make one with "
+            "'voxtune convert', or give the folder 'model' of a run."
+        )
+    try:
+        document = json.loads(path.read_text())
+        if (document.pop("format"), document.pop("version")) != (_FORMAT, _VERSION):
+            raise ValueError(f"it is not a '{_FORMAT}' of version {_VERSION}")
+        spec = _spec(document)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {error}; make the model again.") from error
+    return spec, load_parameters(folder / "params", shapes(spec.family, spec.arguments))
+
+
+def _spec(document: dict[str, Any]) -> ModelSpec:
+    contract = dict(document.pop("contract"))
+    spacing, block = contract.pop("spacing_mm"), contract.pop("block")
+    spec = ModelSpec(
+        contract=Contract(
+            spacing_mm=None if spacing is None else _three(spacing, float),
+            block=_three(block, int),
+            **contract,
+        ),
+        classes=tuple(LabelClass(**each) for each in document.pop("classes")),
+        **document,
+    )
+    if spec.contract.intensity not in get_args(IntensityKind):
+        raise ValueError(f"no intensity scaling is called '{spec.contract.intensity}'")
+    outputs = spec.arguments["outputs"]
+    expected = 2 if outputs == 1 else outputs
+    if len(spec.classes) != expected:
+        raise ValueError(f"it lists {len(spec.classes)} classes for {outputs} outputs")
+    return spec
+
+
+def _three(values: Any, kind: type[Number]) -> tuple[Number, Number, Number]:
+    first, second, third = (kind(value) for value in values)
+    if min(first, second, third) <= 0:
+        raise ValueError(f"{values} is not three sizes above zero")
+    return first, second, third

@@ -1,0 +1,64 @@
+"""Folders and files that appear whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from voxtune.models.errors import InputError
+
+
+def check_free(folder: Path, overwrite: bool, marker: str) -> None:
+    """Makes sure that an output folder may be made.
+
+    Args:
+        folder: the folder to be written.
+        overwrite: whether one that is there may be replaced.
+        marker: a file that tells a folder of ours; no other folder is ever deleted.
+
+    Raises:
+        InputError: it exists and may not be replaced, or its parent cannot be written.
+    """
+    if folder.is_symlink() or folder.exists():
+        if not overwrite:
+            raise InputError(f"{folder} exists; choose another folder or pass --overwrite.")
+        empty = folder.is_dir() and not any(folder.iterdir())
+        if not empty and not (folder / marker).is_file():
+            raise InputError(
+                f"{folder} exists and holds no {marker}, so voxtune did not write it and will not "
+                "delete it; choose another folder."
+            )
+    parent = next(each for each in folder.absolute().parents if each.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{folder} cannot be written: {parent} is no folder that you may write.")
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Moves a finished folder into place; what was there goes only once the new one is whole."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(folder: Path, overwrite: bool, marker: str) -> Iterator[Path]:
+    """A folder to fill, beside `folder`, which it becomes if all goes well and else is gone.
+
+    Raises:
+        InputError: as `check_free`, or the disk does not take it.
+    """
+    check_free(folder, overwrite, marker)
+    beside = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        replace_folder(beside, folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

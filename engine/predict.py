@@ -1,0 +1,192 @@
+"""From a scan to labels on its own grid, block by block."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from voxtune.engine.conform import to_scan_grid
+from voxtune.engine.dataset import network_image, pad_to_block
+from voxtune.engine.evaluate import write_class_names
+from voxtune.engine.mesh import data_mesh, on_all, over_data
+from voxtune.engine.model_dir import ModelSpec, read_model
+from voxtune.engine.step import Apply, make_predict_step, split
+from voxtune.engine.subjects import read_subjects
+from voxtune.engine.volume import Volume, load_image, save_label, stem
+from voxtune.models.errors import InputError
+
+
+def block_starts(size: int, block: int, overlap: float) -> list[int]:
+    """Where blocks begin along an axis: as few as overlap enough, evenly spaced.
+
+    Args:
+        size: of the axis, at least `block`, voxels.
+        block: edge of a block, voxels.
+        overlap: least share of a block that its neighbour covers too.
+    """
+    step = max(1, int(block * (1 - overlap)))
+    count = 1 + -(-(size - block) // step)
+    return [round(index * (size - block) / max(1, count - 1)) for index in range(count)]
+
+
+def block_weight(block: Sequence[int]) -> np.ndarray:
+    """How much each voxel of a block counts where blocks overlap, float32 `[D, H, W]`.
+
+    A Gaussian round the centre, an eighth of the block wide (nnU-Net's), since the border of a
+    block lacks context; never below a thousandth, so that it can be divided by.
+    """
+    axes = [np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2) for size in block]
+    weight = axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]
+    return np.maximum(weight, 1e-3).astype(np.float32)
+
+
+class Predictor:
+    """Predicts class probabilities of whole volumes, a block for each device at a time.
+
+    Args:
+        apply: the network.
+        block: shape of the blocks, voxels.
+        overlap: least share of a block that its neighbour covers too.
+        mesh: the devices.
+    """
+
+    def __init__(
+        self, apply: Apply, block: tuple[int, int, int], overlap: float, mesh: Mesh
+    ) -> None:
+        self._block, self._overlap, self._mesh = block, overlap, mesh
+        self._weight = block_weight(block)[..., None]
+        self._step = jax.jit(make_predict_step(apply), out_shardings=over_data(mesh))
+
+    def __call__(self, params: Any, statistics: Any, image: np.ndarray) -> np.ndarray:
+        """Probabilities float32 `[D, H, W, K]` of an image `[D, H, W, C]`."""
+        padded, inside = pad_to_block(image, self._block)
+        starts = [
+            block_starts(size, block, self._overlap)
+            for size, block in zip(padded.shape[:3], self._block, strict=True)
+        ]
+        corners = list(itertools.product(*starts))
+        together = self._mesh.size
+        total: np.ndarray | None = None
+        weights = np.zeros((*padded.shape[:3], 1), np.float32)
+        for first in range(0, len(corners), together):
+            now = corners[first : first + together]
+            places = [self._place(corner) for corner in now]
+            blocks = [padded[place] for place in places]
+            blocks += [np.zeros_like(blocks[0])] * (together - len(blocks))
+            given = jax.device_put(np.stack(blocks), over_data(self._mesh))
+            results = np.asarray(self._step(params, statistics, given))
+            if total is None:
+                total = np.zeros((*padded.shape[:3], results.shape[-1]), np.float32)
+            for place, result in zip(places, results, strict=False):
+                total[place] += result * self._weight
+                weights[place] += self._weight
+        assert total is not None
+        total /= weights
+        return total[inside]
+
+    def _place(self, corner: tuple[int, ...]) -> tuple[slice, ...]:
+        return tuple(slice(a, a + n) for a, n in zip(corner, self._block, strict=True))
+
+
+def outputs_of(scans: Sequence[Path], names: Sequence[str], folder: Path) -> list[Path]:
+    """The label file of each scan.
+
+    Raises:
+        InputError: two scans would have the same.
+    """
+    taken: dict[str, Path] = {}
+    for scan, name in zip(scans, names, strict=True):
+        if name in taken:
+            raise InputError(
+                f"{taken[name]} and {scan} would both be written as {folder / name}.nii.gz; "
+                "predict them into two folders, or list them in a subjects table."
+            )
+        taken[name] = scan
+    return [folder / f"{name}.nii.gz" for name in names]
+
+
+def predict(
+    model_dir: Path,
+    scans: Sequence[tuple[str, Path]],
+    folder: Path,
+    *,
+    overlap: float,
+    overwrite: bool,
+    report: Callable[[str], None],
+) -> list[Path]:
+    """Segments scans; each label volume lies on its scan's own grid.
+
+    Every scan is read before the first is predicted, so that a bad one is found at once.
+
+    Args:
+        model_dir: model directory.
+        scans: name of the result and path of each scan.
+        folder: where the label volumes go.
+        overlap: least share of a block that its neighbour covers too.
+        overwrite: whether results that are there are replaced.
+        report: told of each scan done.
+
+    Returns:
+        The label volumes, in the order of the scans.
+
+    Raises:
+        InputError: the model or a scan is bad, or the folder exists.
+    """
+    if not scans:
+        raise InputError("There is no scan to predict; give at least one.")
+    if not 0 <= overlap < 1:
+        raise InputError(f"--overlap {overlap} is not a share of a block; give 0 to 0.9.")
+    spec, parameters = read_model(model_dir)
+    outputs = outputs_of([path for _, path in scans], [name for name, _ in scans], folder)
+    if folder.exists() and not overwrite:
+        raise InputError(f"{folder} exists; choose another folder or pass --overwrite.")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another folder.")
+    for _, path in scans:
+        load_image(path)
+    mesh = data_mesh()
+    apply, params, statistics = split(spec.network(parameters))
+    params, statistics = jax.device_put((params, statistics), on_all(mesh))
+    predictor = Predictor(apply, spec.contract.block, overlap, mesh)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}.") from error
+    write_class_names(folder, spec.names)
+    values = np.array([each.value for each in spec.classes])
+    for (_, path), output in zip(scans, outputs, strict=True):
+        scan = load_image(path)
+        labels = values[segment(predictor, params, statistics, scan, spec)]
+        save_label(output, labels, scan)
+        report(f"{output}  {np.count_nonzero(labels) * scan.voxel_ml:.1f} ml labelled")
+    return outputs
+
+
+def segment(
+    predictor: Predictor, params: Any, statistics: Any, scan: Volume, spec: ModelSpec
+) -> np.ndarray:
+    """Class indices on the scan's own grid `[D, H, W]`."""
+    image, grid = network_image(scan, spec.contract)
+    probabilities = predictor(params, statistics, image)
+    if spec.arguments["outputs"] == 1:
+        # The class wins where its probability is above the threshold: a contest with a constant.
+        probabilities[..., 0] = spec.contract.threshold
+    return to_scan_grid(grid, probabilities)
+
+
+def scans_of(paths: Sequence[Path], split: str | None) -> list[tuple[str, Path]]:
+    """Name of the result and path of each scan: those given, or those of a subjects table.
+
+    Raises:
+        InputError: the table is bad, or a split was asked for without a table.
+    """
+    if len(paths) == 1 and paths[0].suffix.lower() == ".csv":
+        subjects = read_subjects(paths[0], need_label=False, split=split)
+        return [(each.name, each.image) for each in subjects]
+    if split is not None:
+        raise InputError("--split needs a subjects table; give its CSV file in place of scans.")
+    return [(stem(path), path) for path in paths]

@@ -1,0 +1,381 @@
+"""Fine-tuning: from a model directory and a subjects table to a run directory."""
+
+import dataclasses
+import json
+import math
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+
+from voxtune.engine.checkpoint import Checkpoints, flat
+from voxtune.engine.config import Finetune
+from voxtune.engine.dataset import Case, batches, found_classes, make_case, read_pairs
+from voxtune.engine.display import Display
+from voxtune.engine.evaluate import dice
+from voxtune.engine.losses import IGNORE
+from voxtune.engine.mesh import check_batch, data_mesh, on_all, over_data
+from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model, write_model
+from voxtune.engine.optimizer import HEAD, learning_rates, make_optimizer
+from voxtune.engine.output import check_free
+from voxtune.engine.predict import Predictor
+from voxtune.engine.step import TrainState, make_train_step, split
+from voxtune.engine.subjects import Subject, read_subjects
+from voxtune.models.errors import InputError
+from voxtune.models.families import abstract, build
+from voxtune.models.parameters import by_path
+
+MARKER = "config.json"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training starts from.
+
+    Attributes:
+        spec: the network to train.
+        parameters: path → array.
+        origin: path → "loaded" or "initialised ...", for every parameter.
+    """
+
+    spec: ModelSpec
+    parameters: dict[str, np.ndarray | jax.Array]
+    origin: dict[str, str]
+
+
+def finetune(config: Finetune, console: Console) -> dict[str, float]:
+    """Runs one fine-tuning.
+
+    Everything is read and checked before the run directory is made.
+
+    Returns:
+        The last validation's metrics, empty where there is no validation split.
+
+    Raises:
+        InputError: the model, the table, a scan or an option is bad, or the run exists.
+    """
+    _check_options(config)
+    check_free(config.run_dir, config.overwrite, MARKER)
+    spec, parameters = read_model(config.model_dir)
+    mesh = data_mesh(config.devices)
+    check_batch(config.batch, mesh)
+    train, validation = split_subjects(read_subjects(config.subjects), config)
+    train_pairs, validation_pairs = read_pairs(train), read_pairs(validation)
+    classes = _chosen_classes(config) or found_classes(train_pairs)
+    contract = _contract(spec, config)
+    start = make_start(spec, parameters, classes, contract, config)
+    train_cases, validation_cases = (
+        [
+            make_case(subject.name, image, label, contract, classes)
+            for subject, (image, label) in zip(subjects, pairs, strict=True)
+        ]
+        for subjects, pairs in ((train, train_pairs), (validation, validation_pairs))
+    )
+    del train_pairs, validation_pairs
+    _announce(start, train, validation, mesh.size, config, console)
+
+    apply, params, statistics = split(start.spec.network(start.parameters))
+    optimizer = make_optimizer(config, params)
+    state = TrainState(
+        step=jax.numpy.zeros((), jax.numpy.int32),
+        params=params,
+        statistics=statistics,
+        optimizer=optimizer.init(params),
+        key=jax.random.key(config.seed),
+    )
+    state = jax.device_put(state, on_all(mesh))
+    data = batches(train_cases, contract.block, config.batch, config.foreground, config.seed)
+    train_step = jax.jit(
+        make_train_step(apply, optimizer, _flip_axes(config, contract)), donate_argnums=0
+    )
+    predictor = Predictor(apply, contract.block, 0.25, mesh)
+
+    _make_run_folder(config.run_dir, config.overwrite)
+    _write_json(config.run_dir / MARKER, _record(config, train, validation, mesh))
+    _write_json(config.run_dir / "parameters.json", start.origin)
+    log = Log(config.run_dir / "metrics.jsonl")
+    began = time.perf_counter()
+    compiled = train_step.lower(state, _to_devices(data[0], mesh)).compile()
+    seconds = time.perf_counter() - began
+    log.write(event="compiled", seconds=seconds)
+    console.print(f"step compiled in {seconds:.1f} s", highlight=False)
+
+    scores: dict[str, float] = {}
+    feed = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+    checkpoints = Checkpoints(config.run_dir / "checkpoints")
+    display = Display(console, config.steps, config.log_every)
+    with checkpoints, display:
+        since, waited = time.perf_counter(), 0.0
+        for step in range(1, config.steps + 1):
+            began = time.perf_counter()
+            batch = _to_devices(next(feed), mesh)
+            waited += time.perf_counter() - began
+            state, metrics = compiled(state, batch)
+            if step % config.log_every == 0 or step == config.steps:
+                values = {name: float(value) for name, value in metrics.items()}
+                now = time.perf_counter()
+                steps = (step - 1) % config.log_every + 1
+                values["examples_per_second"] = steps * config.batch / (now - since)
+                values["data_wait"] = waited / (now - since)
+                since, waited = now, 0.0
+                log.write(event="train", step=step, **values, **learning_rates(config, step - 1))
+                _check_finite(values["loss"], step, config)
+                rate = values["examples_per_second"]
+                display.step(step, f"loss {values['loss']:.3f}  {rate:.2f} blocks/s")
+            if step % config.validate_every == 0 or step == config.steps:
+                scores = validate(predictor, state, validation_cases, classes)
+                checkpoints.save(step, state, scores)
+                if scores:
+                    log.write(event="validation", step=step, **scores)
+                    shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+                    display.line(f"validation at step {step}: Dice {shown}")
+                since = time.perf_counter()
+    trained = flat(state.params) | flat(state.statistics)
+    history = {"finetune": _record(config, train, validation, mesh) | {"validation": scores}}
+    write_model(config.run_dir / "model", start.spec, trained, history=history)
+    console.print(f"wrote {config.run_dir / 'model'}", highlight=False, soft_wrap=True)
+    return scores
+
+
+def make_start(
+    spec: ModelSpec,
+    parameters: Mapping[str, np.ndarray],
+    classes: Sequence[LabelClass],
+    contract: Contract,
+    config: Finetune,
+) -> Start:
+    """The network to train: the model's trunk, and its head or a new one for the classes.
+
+    Raises:
+        InputError: the head is to be kept but the classes are others.
+    """
+    keep_head = config.head == "keep"
+    if keep_head and [each.value for each in classes] != [each.value for each in spec.classes]:
+        raise InputError(
+            f"--head keep needs the model's own classes ({_listed(spec.classes)}), but the labels "
+            f"have {_listed(classes)}: pass --head new."
+        )
+    if keep_head:
+        new = dataclasses.replace(spec, contract=contract)
+    else:
+        new = dataclasses.replace(
+            spec,
+            arguments={**spec.arguments, "outputs": len(classes)},
+            output_activation="softmax",
+            classes=tuple(classes),
+            contract=contract,
+        )
+    fresh = by_path(build(new.family, new.arguments, config.seed))
+    start: dict[str, np.ndarray | jax.Array] = {}
+    origin: dict[str, str] = {}
+    for path, value in fresh.items():
+        in_head = path.split("/")[0] == HEAD
+        if config.init == "pretrained" and (keep_head or not in_head):
+            start[path], origin[path] = parameters[path], "loaded"
+        else:
+            start[path], origin[path] = value, f"initialised from seed {config.seed}"
+    return Start(new, start, origin)
+
+
+def split_subjects(
+    subjects: Sequence[Subject], config: Finetune
+) -> tuple[list[Subject], list[Subject]]:
+    """Subjects to train on and to validate on; those of the split test are never touched.
+
+    Raises:
+        InputError: none is left to train on.
+    """
+    if any(each.split for each in subjects):
+        train = [each for each in subjects if each.split == "train"]
+        validation = [each for each in subjects if each.split == "validation"]
+    else:
+        order = np.random.default_rng(config.seed).permutation(len(subjects))
+        held = {int(index) for index in order[: round(config.hold_out * len(subjects))]}
+        train = [each for index, each in enumerate(subjects) if index not in held]
+        validation = [each for index, each in enumerate(subjects) if index in held]
+    train = train[: config.train_subjects]
+    if not train:
+        raise InputError(f"{config.subjects} leaves no subject to train on; check its splits.")
+    return train, validation
+
+
+def validate(
+    predictor: Predictor, state: TrainState, cases: Sequence[Case], classes: Sequence[LabelClass]
+) -> dict[str, float]:
+    """Mean Dice over cases of each class but background, and their mean, by name.
+
+    Measured on the conformed grid. A case that has a class neither in label nor in prediction is
+    left out of that class's mean.
+    """
+    found: list[list[float]] = []
+    for case in cases:
+        inside = case.label != IGNORE
+        predicted = predictor(state.params, state.statistics, case.image).argmax(axis=-1)
+        found.append(
+            [
+                dice((predicted == index) & inside, case.label == index)
+                for index in range(1, len(classes))
+            ]
+        )
+    if not found:
+        return {}
+    scores = {
+        each.name: float(np.nanmean(column)) if np.isfinite(column).any() else float("nan")
+        for each, column in zip(classes[1:], np.array(found).T, strict=True)
+    }
+    return {**scores, "mean": float(np.nanmean(list(scores.values())))}
+
+
+class Log:
+    """metrics.jsonl: one JSON object a line.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, **entry: Any) -> None:
+        """Appends an entry; numbers that JSON lacks (NaN) become null."""
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in entry.items()
+        }
+        with self._path.open("a") as stream:
+            stream.write(json.dumps(clean) + "\n")
+
+
+def _check_options(config: Finetune) -> None:
+    at_least_one = ("steps", "batch", "validate_every", "log_every")
+    wrong = [name for name in at_least_one if getattr(config, name) < 1]
+    wrong += [
+        name
+        for name in ("trunk_lr", "head_lr", "weight_decay", "warmup")
+        if not 0 <= getattr(config, name) < math.inf
+    ]
+    wrong += [name for name in ("foreground", "hold_out") if not 0 <= getattr(config, name) <= 1]
+    if config.train_subjects is not None and config.train_subjects < 1:
+        wrong.append("train_subjects")
+    if config.warmup >= config.steps:
+        raise InputError(f"--warmup {config.warmup} must be below --steps {config.steps}.")
+    if wrong:
+        name = wrong[0]
+        option = name.replace("_", "-")
+        raise InputError(f"--{option} {getattr(config, name)} makes no sense; see --help.")
+
+
+def _chosen_classes(config: Finetune) -> tuple[LabelClass, ...] | None:
+    """The classes named with --labels, background first."""
+    if config.labels is None:
+        return None
+    classes = {}
+    for text in config.labels:
+        value, _, name = text.partition("=")
+        if not value.strip().isdecimal() or not name.strip():
+            raise InputError(f"--labels takes VALUE=NAME, such as 1=lesion; '{text}' is not that.")
+        classes[int(value)] = LabelClass(int(value), name.strip())
+    classes.setdefault(0, LabelClass(0, "background"))
+    return tuple(classes[value] for value in sorted(classes))
+
+
+def _contract(spec: ModelSpec, config: Finetune) -> Contract:
+    block = config.block or spec.contract.block
+    multiple = abstract(spec.family, spec.arguments).min_multiple
+    if min(block) < 1 or any(size % multiple for size in block):
+        raise InputError(
+            f"--block {' '.join(map(str, block))} does not suit this {spec.family}: each size must "
+            f"be a multiple of {multiple}."
+        )
+    return dataclasses.replace(spec.contract, block=block)
+
+
+def _flip_axes(config: Finetune, contract: Contract) -> tuple[int, ...]:
+    if config.flip == "all":
+        return (0, 1, 2)
+    if config.flip == "left-right":
+        return tuple(axis for axis, code in enumerate(contract.orientation) if code in "LR")
+    return ()
+
+
+def _to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    return jax.device_put(batch, over_data(mesh))
+
+
+def _check_finite(loss: float, step: int, config: Finetune) -> None:
+    if not math.isfinite(loss):
+        raise InputError(
+            f"The loss is {loss} at step {step} of {config.run_dir}; "
+            "lower --trunk-lr and --head-lr and start again."
+        )
+
+
+def _make_run_folder(folder: Path, overwrite: bool) -> None:
+    check_free(folder, overwrite, MARKER)
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}.") from error
+
+
+def _record(
+    config: Finetune, train: Sequence[Subject], validation: Sequence[Subject], mesh: Mesh
+) -> dict[str, Any]:
+    """What a run is: options, subjects, versions and devices."""
+    options = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in dataclasses.asdict(config).items()
+    }
+    return {
+        "options": options,
+        "train": [each.name for each in train],
+        "validation": [each.name for each in validation],
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("voxtune", "jax", "flax", "optax", "grain")},
+        },
+        "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _listed(classes: Sequence[LabelClass]) -> str:
+    return ", ".join(f"{each.value} {each.name}" for each in classes)
+
+
+def _announce(
+    start: Start,
+    train: Sequence[Subject],
+    validation: Sequence[Subject],
+    devices: int,
+    config: Finetune,
+    console: Console,
+) -> None:
+    loaded = [path for path, origin in start.origin.items() if origin == "loaded"]
+    fresh = [path for path in start.origin if path not in loaded]
+    new = f", initialised {', '.join(fresh)}" if len(fresh) <= 4 else f", initialised {len(fresh)}"
+    block = " x ".join(map(str, start.spec.contract.block))
+    for line in (
+        f"{start.spec.family}: loaded {len(loaded)} tensors{new if fresh else ''}",
+        f"classes: {_listed(start.spec.classes)}",
+        f"subjects: {len(train)} to train on, {len(validation)} to validate on",
+        f"blocks: {config.batch} of {block} voxels a step, {devices} device(s)",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+    if not validation:
+        console.print("no subject is of the split validation: no Dice is measured on the way")

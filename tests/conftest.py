@@ -1,0 +1,20 @@
+"""What all tests share: eight CPU devices for JAX, and the folder of scans and Keras files."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports jax, which reads these once.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of test data: $VOXTUNE_DATA, else shared/data beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("VOXTUNE_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no test data in {folder}; set VOXTUNE_DATA to their folder")
+    return folder

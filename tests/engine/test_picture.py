@@ -1,0 +1,141 @@
+"""Pictures: size, place and side of what is drawn, read back from the pixels."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from voxtune.engine import picture
+from voxtune.engine.picture import MAX_BYTES, PREDICTION_COLOUR, TRUTH_COLOUR, draw_contours
+from voxtune.engine.volume import Volume, load_image, load_label
+from voxtune.models.errors import InputError
+
+RNG = np.random.default_rng(0)
+
+
+def volume(data: np.ndarray, affine: np.ndarray | None = None) -> Volume:
+    place = np.eye(4) if affine is None else affine
+    return Volume(data, place, Path("made.nii.gz"), nib.Nifti1Header())
+
+
+def noise(*shape: int) -> np.ndarray:
+    return RNG.random(shape).astype(np.float32)
+
+
+def ball(shape: tuple[int, ...], centre: tuple[int, ...], radius: float) -> np.ndarray:
+    distance = np.indices(shape) - np.reshape(centre, (3, 1, 1, 1))
+    return ((distance**2).sum(axis=0) < radius**2).astype(np.uint8)
+
+
+def pixels(path: Path, colour: str, panel: int | None = None) -> np.ndarray:
+    """Where a colour is, [n, 2] rows and columns; of one of the three panels, as fractions."""
+    rgb = imread(path)[:, :, :3]
+    wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    places = np.argwhere(np.abs(rgb - wanted).max(axis=2) < 0.1) / rgb.shape[:2]
+    if panel is None:
+        return places
+    places = places[places[:, 0] < 0.75]  # the legend is below
+    return places[(places[:, 1] > panel / 3) & (places[:, 1] < (panel + 1) / 3)]
+
+
+def test_truth_and_prediction_have_their_colours(tmp_path: Path) -> None:
+    image = volume(noise(30, 30, 30))
+    truth, prediction = (volume(ball((30, 30, 30), (15, 15, 15), r)) for r in (9, 5))
+    draw_contours([("both", image, truth, prediction)], tmp_path / "a.png")
+    for panel in range(3):
+        outer = pixels(tmp_path / "a.png", TRUTH_COLOUR, panel)
+        inner = pixels(tmp_path / "a.png", PREDICTION_COLOUR, panel)
+        assert len(outer) > 50
+        assert (outer.min(axis=0) < inner.min(axis=0)).all()
+        assert (outer.max(axis=0) > inner.max(axis=0)).all()
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "LIA", "PSR"])
+def test_sides(tmp_path: Path, axes: str) -> None:
+    """A ball on the left, in front, below: radiological, so on the right; the nose to the left."""
+    affine = np.diag([1.0, 1, 1, 1])
+    truth = nib.Nifti1Image(ball((40, 40, 40), (8, 32, 8), 5), affine)
+    image = nib.Nifti1Image(noise(40, 40, 40), affine)
+    there = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(axes)
+    )
+    turned = [file.as_reoriented(there) for file in (image, truth)]
+    scan, label = (volume(np.asarray(file.dataobj), file.affine) for file in turned)
+    draw_contours([("side", scan, label, None)], tmp_path / "a.png")
+    axial, coronal, sagittal = (
+        pixels(tmp_path / "a.png", TRUTH_COLOUR, panel).mean(axis=0) for panel in range(3)
+    )
+    middle = 0.4  # rows: the panels end above the legend
+    assert axial[1] > 1 / 6  # columns: patient's left is right
+    assert axial[0] < middle  # front is up
+    assert coronal[1] > 3 / 6
+    assert coronal[0] > middle
+    assert sagittal[1] < 5 / 6
+    assert sagittal[0] > middle
+
+
+def test_voxel_sizes_give_the_aspect(tmp_path: Path) -> None:
+    """A ball in mm stays round although its voxels are 1 x 1 x 3 mm."""
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    data = ball((60, 60, 60), (30, 30, 30), 15)[:, :, ::3]
+    image = volume(noise(60, 60, 20), affine)
+    draw_contours([("ball", image, volume(data, affine), None)], tmp_path / "a.png")
+    shape = imread(tmp_path / "a.png").shape
+    for panel in range(3):
+        extent = np.ptp(pixels(tmp_path / "a.png", TRUTH_COLOUR, panel), axis=0) * shape[:2]
+        assert extent[0] == pytest.approx(extent[1], rel=0.12)
+
+
+def test_labels_in_two_halves_are_met(tmp_path: Path) -> None:
+    """The centre of mass of two balls lies between them."""
+    data = ball((40, 40, 40), (6, 20, 20), 4) + 2 * ball((40, 40, 40), (34, 20, 20), 4)
+    draw_contours([("two", volume(noise(40, 40, 40)), volume(data), None)], tmp_path / "a.png")
+    assert len(pixels(tmp_path / "a.png", TRUTH_COLOUR, 2))
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7), (1, 9, 9)])
+@pytest.mark.parametrize("value", [0, 3])
+def test_labels_empty_or_everywhere_and_constant_scans(
+    tmp_path: Path, shape: tuple[int, ...], value: int
+) -> None:
+    label = volume(np.full(shape, value, np.uint8))
+    scan = volume(np.zeros(shape, np.float32))
+    draw_contours([("none", scan, None, None), ("label", scan, label, label)], tmp_path / "a.png")
+    assert imread(tmp_path / "a.png").size
+
+
+def test_an_oblique_scan(tmp_path: Path) -> None:
+    affine = np.eye(4)
+    affine[:2, :2] = [[0.9, -0.436], [0.436, 0.9]]
+    label = volume(ball((20, 20, 20), (10, 10, 10), 5), affine + 1e-5)
+    draw_contours([("tilted", volume(noise(20, 20, 20), affine), label, None)], tmp_path / "a.png")
+    assert len(pixels(tmp_path / "a.png", TRUTH_COLOUR, 0))
+
+
+def test_resolution_falls_to_stay_below_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [(f"scan {n}", volume(noise(60, 60, 60)), None, None) for n in range(3)]
+    draw_contours(rows, tmp_path / "fine.png")
+    assert 60_000 < (tmp_path / "fine.png").stat().st_size < MAX_BYTES == 1_000_000
+    monkeypatch.setattr(picture, "MAX_BYTES", 60_000)
+    draw_contours(rows, tmp_path / "coarse.png")
+    assert (tmp_path / "coarse.png").stat().st_size < 60_000
+
+
+def test_hippocampus(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "mri" / "hippocampus"
+    rows = []
+    for name in ("hippocampus_001", "hippocampus_004"):
+        image = load_image(folder / "images" / f"{name}.nii.gz")
+        label = load_label(folder / "labels" / f"{name}.nii.gz")
+        rows.append((name, image, label, None))
+    draw_contours(rows, tmp_path / "a.png")
+    assert len(pixels(tmp_path / "a.png", TRUTH_COLOUR)) > 100
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        draw_contours([("a", volume(noise(5, 5, 5)), None, None)], tmp_path / "no" / "a.png")

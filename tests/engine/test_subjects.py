@@ -1,0 +1,198 @@
+"""The subjects table: what is read, and every way to be refused."""
+
+from pathlib import Path
+
+import pytest
+
+from voxtune.engine.subjects import Subject, read_subjects
+from voxtune.models.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with four (empty) scans and label maps."""
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        for name in "abcd":
+            (tmp_path / kind / f"{name}.nii.gz").touch()
+    return tmp_path
+
+
+def write(folder: Path, *lines: str, encoding: str = "utf-8") -> Path:
+    path = folder / "subjects.csv"
+    path.write_bytes("\n".join(lines).encode(encoding))
+    return path
+
+
+def row(name: str, *split: str, image: str | None = None) -> str:
+    file = image or f"images/{name}.nii.gz"
+    return ",".join((name, file, f"labels/{name}.nii.gz", *split))
+
+
+def refused(path: Path, *reasons: str, need_label: bool = True) -> None:
+    with pytest.raises(InputError) as caught:
+        read_subjects(path, need_label)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    for reason in reasons:
+        assert reason in message
+
+
+def test_rows_become_subjects(folder: Path) -> None:
+    path = write(folder, "subject,image,label,split", row("a", "train"), row("b", "test"))
+    assert read_subjects(path) == (
+        Subject("a", folder / "images/a.nii.gz", folder / "labels/a.nii.gz", "train"),
+        Subject("b", folder / "images/b.nii.gz", folder / "labels/b.nii.gz", "test"),
+    )
+
+
+def test_split_is_optional_and_columns_come_in_any_order(folder: Path) -> None:
+    path = write(folder, "age,label,subject,image", "9,labels/a.nii.gz,a,images/b.nii.gz")
+    assert read_subjects(path) == (
+        Subject("a", folder / "images/b.nii.gz", folder / "labels/a.nii.gz", None),
+    )
+
+
+def test_what_excel_does(folder: Path) -> None:
+    """A byte order mark, CRLF, blank and empty rows, trailing cells left out, spaces, quotes."""
+    path = write(
+        folder,
+        "subject,image,label,split,note\r",
+        "a, images/a.nii.gz ,labels/a.nii.gz,train\r",
+        '"b","images/b.nii.gz","labels/b.nii.gz",test,"so, so"\r',
+        ",,,,\r",
+        "\r",
+        "",
+        encoding="utf-8-sig",
+    )
+    assert [subject.name for subject in read_subjects(path)] == ["a", "b"]
+
+
+def test_absolute_paths(folder: Path) -> None:
+    image = folder / "images" / "a.nii.gz"
+    path = write(folder, "subject,image", f"a,{image}")
+    assert read_subjects(path, need_label=False)[0].image == image
+
+
+def test_labels_are_not_looked_at_when_not_needed(folder: Path) -> None:
+    path = write(folder, "subject,image,label", "a,images/a.nii.gz,", "b,images/b.nii.gz,lost.nii")
+    assert [subject.label for subject in read_subjects(path, need_label=False)] == [None, None]
+    refused(path, "label", "row 2")
+
+
+def test_the_hippocampus_table(shared_data: Path) -> None:
+    """100 train, 40 validation, 60 test, says the data's README."""
+    subjects = read_subjects(shared_data / "mri" / "hippocampus" / "splits.csv")
+    splits = [subject.split for subject in subjects]
+    assert [splits.count(name) for name in ("train", "validation", "test")] == [100, 40, 60]
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    refused(tmp_path / "no.csv", "does not exist")
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    refused(tmp_path, "cannot be read")
+
+
+def test_not_text(folder: Path) -> None:
+    path = folder / "subjects.csv"
+    path.write_bytes(b"\x1f\x8b\x08\x00\xff\xfe" * 9)
+    refused(path, "not a CSV")
+
+
+def test_not_a_csv(folder: Path) -> None:
+    refused(write(folder, "subject,image,label", 'a,"images/a.nii.gz'), "not a CSV")
+
+
+@pytest.mark.parametrize("lines", [("",), ("", "", ""), (",,",)])
+def test_nothing_in_it(folder: Path, lines: tuple[str, ...]) -> None:
+    refused(write(folder, *lines), "is empty")
+
+
+def test_no_rows(folder: Path) -> None:
+    refused(write(folder, "subject,image,label", ""), "no subjects")
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("subject,image", "no column label, only: subject, image;"),
+        ("name,scan", "no column subject and no column image and no column label"),
+        ("subject;image;label", "only: subject;image;label; its first line"),
+    ],
+)
+def test_missing_columns(folder: Path, header: str, reason: str) -> None:
+    refused(write(folder, header, "a,images/a.nii.gz"), reason)
+
+
+def test_a_column_twice(folder: Path) -> None:
+    refused(write(folder, "subject,image,label,image", row("a")), "two columns called image")
+
+
+def test_several_channels(folder: Path) -> None:
+    path = write(folder, "subject,image_t1,image_t1c,label", row("a"))
+    refused(path, "image_t1, image_t1c", "not supported yet")
+
+
+def test_too_many_cells(folder: Path) -> None:
+    refused(write(folder, "subject,image,label", row("a", "train")), "4 cells in row 2")
+
+
+@pytest.mark.parametrize(
+    ("line", "column"),
+    [
+        (",images/b.nii.gz,labels/b.nii.gz,test", "subject"),
+        ("b,,labels/b.nii.gz,test", "image"),
+        ("b,images/b.nii.gz, ,test", "label"),
+        ("b,images/b.nii.gz,labels/b.nii.gz,", "split"),
+        ("b", "image"),
+    ],
+)
+def test_an_empty_cell(folder: Path, line: str, column: str) -> None:
+    path = write(folder, "subject,image,label,split", row("a", "train"), line)
+    refused(path, f"nothing under {column} in row 3")
+
+
+def test_a_subject_twice(folder: Path) -> None:
+    refused(write(folder, "subject,image,label", row("a"), row("b"), row("a")), "subject a twice")
+
+
+def test_a_subject_in_two_splits(folder: Path) -> None:
+    path = write(folder, "subject,image,label,split", row("a", "train"), row("a", "test"))
+    refused(path, "subject a in two splits, train and test")
+
+
+@pytest.mark.parametrize("image", ["images/a.nii.gz", "images/../images/a.nii.gz", "link.nii.gz"])
+def test_an_image_in_two_splits(folder: Path, image: str) -> None:
+    (folder / "link.nii.gz").symlink_to(folder / "images" / "a.nii.gz")
+    lines = row("a", "train"), row("b", "validation", image=image)
+    path = write(folder, "subject,image,label,split", *lines)
+    refused(path, "as a in train and as b in validation")
+
+
+def test_an_image_twice_in_one_split(folder: Path) -> None:
+    """Two raters of one scan, say: nothing leaks."""
+    lines = row("a", "train"), row("b", "train", image="images/a.nii.gz")
+    assert len(read_subjects(write(folder, "subject,image,label,split", *lines))) == 2
+
+
+@pytest.mark.parametrize("split", ["Train", "val", "tets"])
+def test_an_unknown_split(folder: Path, split: str) -> None:
+    path = write(folder, "subject,image,label,split", row("a", split))
+    refused(path, repr(split), "row 2", "train, validation, test")
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+@pytest.mark.parametrize("file", ["images/z.nii.gz", "images", "x" * 5000])
+def test_a_file_that_does_not_exist(folder: Path, kind: str, file: str) -> None:
+    cells = {"image": "images/a.nii.gz", "label": "labels/a.nii.gz", kind: file}
+    path = write(folder, "subject,image,label", f"a,{cells['image']},{cells['label']}")
+    refused(path, str(folder / file), f"the {kind} of a in row 2")
+
+
+@pytest.mark.parametrize("name", ["site/a", "..\\a", "..", ".", "a\0b", "a:b"])
+def test_names_that_cannot_be_files(folder: Path, name: str) -> None:
+    path = write(folder, "subject,image,label", f"{name},images/a.nii.gz,labels/a.nii.gz")
+    refused(path, "cannot be a file name", "row 2")

@@ -1,0 +1,99 @@
+"""Parameter counts as published, and what the networks say of themselves against what they do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from voxtune.models.errors import InputError
+from voxtune.models.families import abstract, build
+from voxtune.models.parameters import assemble, by_path, count, shapes
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "parameters"),
+    [
+        # Nobrainer 1.2.1, counted by Keras.
+        ("unet", {"outputs": 1}, 4_768_289),
+        ("unet", {"outputs": 1, "batchnorm": True}, 4_772_961),
+        ("meshnet", {"outputs": 1, "filters": 71, "dilations": (1, 1, 2, 4, 8, 16, 1)}, 821_116),
+        ("meshnet", {"outputs": 1, "filters": 21, "dilations": (1, 1, 2, 4, 8, 16, 1)}, 72_766),
+        # brainchop's model18cls: 385,632 bytes of float32.
+        ("meshnet", {"outputs": 18, "batchnorm": False}, 385_632 // 4),
+    ],
+)
+def test_parameter_counts_are_the_originals(family, arguments, parameters):
+    assert count(abstract(family, arguments)) == parameters
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "size"),
+    [
+        ("meshnet", {"filters": 2, "dilations": (1, 3, 1), "batchnorm": False}, 16),
+        ("unet", {"filters": 1, "depth": 1}, 40),
+    ],
+)
+def test_the_receptive_field_bounds_what_a_voxel_reaches(family, arguments, size):
+    arguments = {"outputs": 1, **arguments}
+    # All weights are positive: whatever can be reached is.
+    ones = {path: jnp.ones(shape) for path, shape in shapes(family, arguments).items()}
+    network = assemble(family, arguments, ones)
+    x = jnp.linspace(1, 2, size)[:, None, None, None] * jnp.ones((1, size, 2, 2, 1))
+    gradient_at = jax.jit(jax.grad(lambda x, at: network(x)[0, at, 0, 0, 0]))
+    reached = [
+        np.flatnonzero(np.asarray(gradient_at(x, size // 2 + offset)[0]).any(axis=(1, 2, 3)))
+        for offset in range(network.min_multiple)
+    ]
+    assert max(each[-1] - each[0] + 1 for each in reached) == network.receptive_field
+
+
+def test_levels_name_every_parameter_from_input_to_output():
+    for family, arguments in (("unet", {"filters": 2}), ("meshnet", {"filters": 2})):
+        arguments = {"outputs": 2, **arguments}
+        levels = abstract(family, arguments).levels()
+        assert {path.split("/")[0] for path in shapes(family, arguments)} == set(levels)
+        assert levels[-1] == "head"
+        assert [name for name in levels if name.startswith("decoder")] == sorted(
+            (name for name in levels if name.startswith("decoder")), reverse=True
+        )
+
+
+def test_dropout_and_statistics_belong_to_training_alone():
+    network = build("meshnet", {"outputs": 2, "filters": 3, "dilations": (1,), "dropout": 0.5})
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 4, 1)) + 3
+    before = {path: np.asarray(value) for path, value in by_path(network).items()}
+    np.testing.assert_array_equal(network(x), network(x))
+    assert all((before[path] == value).all() for path, value in by_path(network).items())
+    one = network(x, train=True, rngs=nnx.Rngs(dropout=1))
+    other = network(x, train=True, rngs=nnx.Rngs(dropout=2))
+    assert not np.allclose(one, other)
+    moved = by_path(network)["block1/norm/mean"]
+    assert not np.allclose(moved, before["block1/norm/mean"])
+
+
+def test_assembling_refuses_what_does_not_fit():
+    arguments = {"outputs": 2, "filters": 3, "dilations": (1,)}
+    values = {path: jnp.zeros(shape) for path, shape in shapes("meshnet", arguments).items()}
+    with pytest.raises(ValueError, match="parameters missing: head/bias"):
+        assemble("meshnet", arguments, {k: v for k, v in values.items() if k != "head/bias"})
+    with pytest.raises(ValueError, match="head/bias is"):
+        assemble("meshnet", arguments, {**values, "head/bias": jnp.zeros(7)})
+
+
+def test_fresh_networks_follow_their_seed_and_glorot():
+    arguments = {"outputs": 2, "filters": 8, "dilations": (1, 2)}
+    one, same, other = (by_path(build("meshnet", arguments, seed)) for seed in (1, 1, 2))
+    kernel = "block2/conv/kernel"
+    np.testing.assert_array_equal(one[kernel], same[kernel])
+    assert not np.allclose(one[kernel], other[kernel])
+    limit = np.sqrt(6 / (27 * (8 + 8)))  # Glorot and Bengio 2010, Keras's default
+    assert 0.95 * limit < float(abs(one[kernel]).max()) <= limit
+    assert not np.any(one["block2/conv/bias"])
+
+
+def test_an_unknown_family_or_argument_is_a_sentence():
+    with pytest.raises(InputError, match="'resnet' is not known; voxtune knows meshnet, unet"):
+        build("resnet", {})
+    with pytest.raises(InputError, match="cannot be built"):
+        build("unet", {"outputs": 1, "wings": 2})
