@@ -150,7 +150,12 @@ def _interpolated_argmax(
     return winners
 
 
-def _check_target(orientation: str, spacing_mm: tuple[float, float, float] | None) -> None:
+def check_target(orientation: str, spacing_mm: tuple[float, float, float] | None) -> None:
+    """Makes sure that an orientation and voxel sizes make sense.
+
+    Raises:
+        InputError: they do not.
+    """
     one_of_each = [sum(code in pair for code in orientation) == 1 for pair in ("LR", "PA", "IS")]
     if len(orientation) != 3 or not all(one_of_each):
         raise InputError(

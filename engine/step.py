@@ -54,8 +54,8 @@ class Apply:
         self, params: Any, statistics: Any, image: Array, dropout: Array | None = None
     ) -> tuple[Array, Any]:
         """Logits `[B, D, H, W, C]` and new statistics; in training mode where a key is given."""
-        state = nnx.State(params), nnx.State(statistics)
-        network: Network = nnx.merge(self.graph, *state, copy=True)
+        states = nnx.State(params), nnx.State(statistics)
+        network: Network = nnx.merge(self.graph, *states, copy=True)
         if dropout is None:
             return network(image), statistics
         logits = network(image, train=True, rngs=nnx.Rngs(dropout=dropout))
@@ -64,7 +64,8 @@ class Apply:
 
 def split(network: Network) -> tuple[Apply, Any, Any]:
     """A network as a pure function, its parameters and its statistics as nested dicts."""
-    graph, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)
+    graph, *states = nnx.split(network, nnx.Param, nnx.BatchStat)
+    params, statistics = states
     return Apply(graph), nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
 
 
