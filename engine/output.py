@@ -20,7 +20,9 @@ def check_free(folder: Path, overwrite: bool, marker: str) -> None:
     Raises:
         InputError: it exists and may not be replaced, or its parent cannot be written.
     """
-    if folder.is_symlink() or folder.exists():
+    if folder.is_symlink() or folder.absolute() == Path.cwd():
+        raise InputError(f"{folder} is a link or the current folder; name a folder to make.")
+    if folder.exists():
         if not overwrite:
             raise InputError(f"{folder} exists; choose another folder or pass --overwrite.")
         empty = folder.is_dir() and not any(folder.iterdir())

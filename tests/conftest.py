@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports jax, which reads these once.
+# Before anything imports jax or keras, which read these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from voxtune.engine.phantom import Phantom, Tissue, make_phantom, write_phantoms
+from voxtune.engine.anatomy import Tissue
+from voxtune.engine.phantom import Phantom, make_phantom, write_phantoms
 from voxtune.models.errors import InputError
 
 VOXEL_ML = 3.0**3 / 1000
@@ -134,3 +135,55 @@ def test_overwriting_needs_leave_and_a_folder_of_ours(tmp_path: Path):
     (out / "thesis.txt").rename(out / "subjects.csv")
     table = write_phantoms(out, *arguments, overwrite=True)
     assert table.read_text().startswith("subject,image,label,split\n")
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out, arguments = tmp_path / "data", ("healthy", 1, 0, 1, 0, SMALL, 8.0)
+    written = write_phantoms(out, *arguments).read_text()
+    drawn = []
+
+    def full_disk(*_):
+        drawn.append(1)
+        if len(drawn) == 2:
+            raise OSError(28, "No space left on device")
+        return make_phantom("healthy", 0, SMALL, 8.0)
+
+    monkeypatch.setattr("voxtune.engine.phantom.make_phantom", full_disk)
+    with pytest.raises(InputError, match=r"data.*No space left"):
+        write_phantoms(out, *arguments, overwrite=True)
+    assert (out / "subjects.csv").read_text() == written
+    assert len(list((out / "images").iterdir())) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"train": -1}, "-1 subjects to train.*0 or more"),
+        ({"validation": -2}, "-2 to validate"),
+        ({"train": 0}, "at least one"),
+        ({"seed": -1}, "seed -1"),
+        ({"shape": (15, 24, 24)}, "15 x 24 x 24 voxels.*16 to 512"),
+        ({"shape": (24, 24, 513)}, "24 x 24 x 513 voxels"),
+        ({"spacing_mm": 0.49}, r"0\.49 mm.*0\.5 to 10 mm"),
+        ({"spacing_mm": 10.1}, r"10\.1 mm"),
+        ({"spacing_mm": -3.0}, "-3 mm"),
+        ({"spacing_mm": float("nan")}, "nan mm"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_written(tmp_path: Path, changed, reason):
+    arguments = {"kind": "healthy", "train": 1, "validation": 0, "test": 0, "seed": 0}
+    with pytest.raises(InputError, match=reason):
+        write_phantoms(tmp_path / "data", **(arguments | {"shape": SMALL} | changed))
+    assert not list(tmp_path.iterdir())
+    drawable = {name: changed[name] for name in ("seed", "shape", "spacing_mm") if name in changed}
+    if drawable:
+        with pytest.raises(InputError, match=reason):
+            make_phantom(**({"kind": "healthy", "seed": 0} | drawable))
+
+
+@pytest.mark.parametrize("spacing_mm", [0.5, 10.0])
+def test_the_smallest_volume_is_drawn_at_either_spacing(spacing_mm):
+    phantom = make_phantom("meningioma", 0, (16, 16, 16), spacing_mm)
+    assert phantom.image.shape == (16, 16, 16)
+    assert np.isfinite(phantom.image).all()

@@ -45,7 +45,9 @@ def test_the_receptive_field_bounds_what_a_voxel_reaches(family, arguments, size
         np.flatnonzero(np.asarray(gradient_at(x, size // 2 + offset)[0]).any(axis=(1, 2, 3)))
         for offset in range(network.min_multiple)
     ]
-    assert max(each[-1] - each[0] + 1 for each in reached) == network.receptive_field
+    widest = max(each[-1] - each[0] + 1 for each in reached)
+    # A max-pool passes its gradient to one voxel of each block: up to the others are not seen.
+    assert network.receptive_field - network.min_multiple < widest <= network.receptive_field
 
 
 def test_levels_name_every_parameter_from_input_to_output():
