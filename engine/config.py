@@ -13,11 +13,11 @@ Block = tuple[int, int, int]
 class Convert:
     """Convert a Keras file to a model directory, every tensor accounted for."""
 
-    keras_file: Positional[Path]
+    keras_file: Annotated[Positional[Path], arg(metavar="KERAS_FILE")]
     """Whole-model .h5 file, or folder of a TF.js layers model."""
-    model_dir: Positional[Path]
+    model_dir: Annotated[Positional[Path], arg(metavar="MODEL_DIR")]
     """Folder to make."""
-    golden: Path | None = None
+    golden: Annotated[Path | None, arg(metavar="FILE.npz")] = None
     """.npz with 'x', 'y' and layers' results to compare with; exit status 1 above 1e-4."""
     orientation: str | None = None
     """Directions of the three axes that the network was trained with, RAS or LIA for example."""
@@ -39,11 +39,11 @@ class Convert:
 class Finetune:
     """Fine-tune a converted network on labelled scans."""
 
-    model_dir: Positional[Path]
+    model_dir: Annotated[Positional[Path], arg(metavar="MODEL_DIR")]
     """Model directory to start from."""
-    subjects: Positional[Path]
+    subjects: Annotated[Positional[Path], arg(metavar="SUBJECTS.csv")]
     """CSV with columns subject, image, label and, if wanted, split (train, validation, test)."""
-    run_dir: Positional[Path]
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN_DIR")]
     """Folder to make; its subfolder 'model' is the new model directory."""
     steps: int = 300
     """Training steps."""
@@ -89,11 +89,11 @@ class Finetune:
 class Predict:
     """Segment scans; each result lies on its scan's own grid."""
 
-    model_dir: Positional[Path]
+    model_dir: Annotated[Positional[Path], arg(metavar="MODEL_DIR")]
     """Model directory."""
-    scans: Positional[tuple[Path, ...]]
+    scans: Annotated[Positional[tuple[Path, ...]], arg(metavar="SCAN...")]
     """Scans (.nii, .nii.gz, .mgz), or one subjects table."""
-    output: Annotated[Path, arg(aliases=("-o",))]
+    output: Annotated[Path, arg(aliases=("-o",), metavar="OUT_DIR")]
     """Folder for the label volumes."""
     split: Literal["train", "validation", "test"] | None = None
     """Of a subjects table, this split alone."""
@@ -107,11 +107,11 @@ class Predict:
 class Evaluate:
     """Compare predicted with true labels: Dice and volume by class and subject."""
 
-    predictions_dir: Positional[Path]
+    predictions_dir: Annotated[Positional[Path], arg(metavar="PREDICTIONS_DIR")]
     """Folder that 'voxtune predict' wrote."""
-    subjects: Positional[Path]
+    subjects: Annotated[Positional[Path], arg(metavar="SUBJECTS.csv")]
     """The subjects table with the true labels."""
-    output: Annotated[Path | None, arg(aliases=("-o",))] = None
+    output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE.csv")] = None
     """CSV file to write."""
     split: Literal["train", "validation", "test"] | None = None
     """Of the subjects table, this split alone."""
@@ -123,11 +123,11 @@ class Evaluate:
 class Picture:
     """Draw scans with the contours of true and predicted labels."""
 
-    predictions_dir: Positional[Path]
+    predictions_dir: Annotated[Positional[Path], arg(metavar="PREDICTIONS_DIR")]
     """Folder that 'voxtune predict' wrote."""
-    subjects: Positional[Path]
+    subjects: Annotated[Positional[Path], arg(metavar="SUBJECTS.csv")]
     """The subjects table."""
-    output: Annotated[Path, arg(aliases=("-o",))]
+    output: Annotated[Path, arg(aliases=("-o",), metavar="FILE.png")]
     """PNG file to write."""
     split: Literal["train", "validation", "test"] | None = None
     """Of the subjects table, this split alone."""
@@ -141,7 +141,7 @@ class Picture:
 class Phantom:
     """Make head-like volumes with labels, to try voxtune without a scan."""
 
-    out_dir: Positional[Path]
+    out_dir: Annotated[Positional[Path], arg(metavar="OUT_DIR")]
     """Folder to make; subjects.csv in it is the subjects table."""
     kind: Literal["healthy", "meningioma"] = "meningioma"
     """Healthy T1 (label: brain), or contrast-enhanced T1 with a meningioma-like lesion (lesion)."""
@@ -165,7 +165,7 @@ class Phantom:
 class Demo:
     """Run the whole journey on phantoms: convert, fine-tune, predict, evaluate, draw."""
 
-    out_dir: Positional[Path]
+    out_dir: Annotated[Positional[Path], arg(metavar="OUT_DIR")]
     """Folder to make."""
     overwrite: bool = False
     """Replace a demonstration that is there."""

@@ -127,7 +127,17 @@ def read_model(folder: Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
         spec = _spec(document)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}; make the model again.") from error
+    _check_channels(spec, folder)
     return spec, load_parameters(folder / "params", shapes(spec.family, spec.arguments))
+
+
+def _check_channels(spec: ModelSpec, folder: Path) -> None:
+    channels = spec.arguments["channels"]
+    if channels != 1:
+        raise InputError(
+            f"{folder} holds a network of {channels} input channels; voxtune gives networks one "
+            "scan a subject for now."
+        )
 
 
 def _spec(document: dict[str, Any]) -> ModelSpec:

@@ -72,6 +72,11 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
     train, validation = split_subjects(read_subjects(config.subjects), config)
     train_pairs, validation_pairs = read_pairs(train), read_pairs(validation)
     classes = _chosen_classes(config) or found_classes(train_pairs)
+    if len(classes) > IGNORE:
+        raise InputError(
+            f"{config.subjects} has {len(classes)} label values, {IGNORE} are the most; name the "
+            "classes with --labels, or merge some."
+        )
     contract = _contract(spec, config)
     start = make_start(spec, parameters, classes, contract, config)
     train_cases, validation_cases = (
@@ -115,7 +120,7 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
     checkpoints = Checkpoints(config.run_dir / "checkpoints")
     display = Display(console, config.steps, config.log_every)
     with checkpoints, display:
-        since, waited = time.perf_counter(), 0.0
+        since, waited, shown = time.perf_counter(), 0.0, ""
         for step in range(1, config.steps + 1):
             began = time.perf_counter()
             batch = _to_devices(next(feed), mesh)
@@ -131,14 +136,15 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
                 log.write(event="train", step=step, **values, **learning_rates(config, step - 1))
                 _check_finite(values["loss"], step, config)
                 rate = values["examples_per_second"]
-                display.step(step, f"loss {values['loss']:.3f}  {rate:.2f} blocks/s")
+                shown = f"loss {values['loss']:.3f}  {rate:.2f} blocks/s"
+            display.step(step, shown)
             if step % config.validate_every == 0 or step == config.steps:
                 scores = validate(predictor, state, validation_cases, classes)
                 checkpoints.save(step, state, scores)
                 if scores:
                     log.write(event="validation", step=step, **scores)
-                    shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-                    display.line(f"validation at step {step}: Dice {shown}")
+                    listed = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+                    display.line(f"validation at step {step}: Dice {listed}")
                 since = time.perf_counter()
     trained = flat(state.params) | flat(state.statistics)
     history = {"finetune": _record(config, train, validation, mesh) | {"validation": scores}}

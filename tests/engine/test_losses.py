@@ -12,6 +12,7 @@ RNG = np.random.default_rng(0)
 SHAPE = (2, 3, 4, 5)
 LOGITS = RNG.normal(scale=2, size=(*SHAPE, 3))
 LABEL = RNG.integers(0, 3, SHAPE)
+loss = jax.jit(dice_cross_entropy)
 
 
 def reference(logits: np.ndarray, label: np.ndarray, smooth: float = 1.0) -> tuple[float, float]:
@@ -32,14 +33,14 @@ def reference(logits: np.ndarray, label: np.ndarray, smooth: float = 1.0) -> tup
 def test_dice_and_cross_entropy_are_those_of_float64(classes, ignored):
     label = np.where(RNG.random(SHAPE) < ignored, IGNORE, LABEL % classes)
     logits = LOGITS[..., :classes]
-    found = dice_cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.uint8))
+    found = loss(jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.uint8))
     np.testing.assert_allclose(found, reference(logits, label), rtol=1e-5)
 
 
 def test_by_hand():
     """Two voxels of classes 0 and 1, probabilities 3/4 and 1/4, then 1/4 and 3/4."""
     logits = jnp.log(jnp.array([[3.0, 1.0], [1.0, 3.0]])).reshape(1, 1, 1, 2, 2)
-    dice, cross_entropy = dice_cross_entropy(logits, jnp.array([[[[0, 1]]]]))
+    dice, cross_entropy = loss(logits, jnp.array([[[[0, 1]]]]))
     # Dice of class 1: overlap 3/4, probabilities sum to 1, one true voxel.
     assert float(dice) == pytest.approx(1 - (2 * 0.75 + 1) / (1 + 1 + 1))
     assert float(cross_entropy) == pytest.approx(np.log(4 / 3))
@@ -50,28 +51,28 @@ def test_ignored_voxels_count_for_nothing():
     label[:, :, :, 3:] = IGNORE
     wild = LOGITS.copy()
     wild[:, :, :, 3:] = RNG.normal(scale=50, size=wild[:, :, :, 3:].shape)
-    kept = dice_cross_entropy(jnp.asarray(LOGITS[:, :, :, :3]), jnp.asarray(LABEL[:, :, :, :3]))
+    kept = loss(jnp.asarray(LOGITS[:, :, :, :3]), jnp.asarray(LABEL[:, :, :, :3]))
     for logits in (LOGITS, wild):
-        found = dice_cross_entropy(jnp.asarray(logits), jnp.asarray(label))
+        found = loss(jnp.asarray(logits), jnp.asarray(label))
         np.testing.assert_allclose(found, kept, rtol=1e-6)
 
     def total(logits: jax.Array) -> jax.Array:
         return jnp.add(*dice_cross_entropy(logits, jnp.asarray(label)))
 
-    gradient = np.asarray(jax.grad(total)(jnp.asarray(wild)))
+    gradient = np.asarray(jax.jit(jax.grad(total))(jnp.asarray(wild)))
     assert not gradient[:, :, :, 3:].any()
     assert gradient[:, :, :, :3].any()
 
 
 def test_a_batch_of_ignored_voxels_alone_is_finite():
     label = jnp.full(SHAPE, IGNORE, jnp.uint8)
-    assert np.isfinite(dice_cross_entropy(jnp.asarray(LOGITS), label)).all()
+    assert np.isfinite(loss(jnp.asarray(LOGITS), label)).all()
 
 
 def test_a_perfect_prediction_loses_nothing():
     """Background is not in the Dice, and a class that the batch lacks has a perfect Dice."""
     logits = 100 * jax.nn.one_hot(LABEL % 2, 3)
-    np.testing.assert_allclose(dice_cross_entropy(logits, jnp.asarray(LABEL % 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(loss(logits, jnp.asarray(LABEL % 2)), 0, atol=1e-6)
 
 
 def test_class_logits_of_a_sigmoid_are_exact():

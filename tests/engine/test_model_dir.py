@@ -1,0 +1,201 @@
+"""Model directories: what goes in comes out, and a broken one is a sentence."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model, write_model
+from voxtune.models.errors import InputError
+from voxtune.models.parameters import by_path, shapes
+
+ARGUMENTS = {
+    "channels": 1,
+    "outputs": 3,
+    "filters": 2,
+    "dilations": [1],
+    "activation": "elu",
+    "batchnorm": True,
+    "dropout": 0.25,
+}
+SPEC = ModelSpec(
+    family="meshnet",
+    arguments=ARGUMENTS,
+    output_activation="softmax",
+    classes=(LabelClass(0, "background"), LabelClass(17, "hippocampus"), LabelClass(53, "Käse")),
+    contract=Contract("LIA", (1.0, 1.25, 0.5), "quantile", (8, 16, 24), 0.3),
+)
+RNG = np.random.default_rng(0)
+PARAMETERS = {
+    path: RNG.normal(size=shape).astype(np.float32)
+    for path, shape in shapes("meshnet", ARGUMENTS).items()
+}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory, not to be altered."""
+    folder = tmp_path_factory.mktemp("models") / "model"
+    write_model(folder, SPEC, PARAMETERS, history={"conversion": {"file": "net.h5"}})
+    return folder
+
+
+@pytest.fixture
+def model_dir(original: Path, tmp_path: Path) -> Path:
+    """A model directory to be altered."""
+    return shutil.copytree(original, tmp_path / "model")
+
+
+def test_what_goes_in_comes_out(original: Path):
+    spec, parameters = read_model(original)
+    assert spec == SPEC
+    assert parameters.keys() == PARAMETERS.keys()
+    for path, value in PARAMETERS.items():
+        np.testing.assert_array_equal(parameters[path], value)
+    assert json.loads((original / "conversion.json").read_text()) == {"file": "net.h5"}
+
+
+def test_the_network_has_these_parameters(original: Path):
+    spec, parameters = read_model(original)
+    found = by_path(spec.network(parameters))
+    assert found.keys() == PARAMETERS.keys()
+    assert all((found[path] == value).all() for path, value in PARAMETERS.items())
+    assert spec.network(parameters)(jnp.ones((1, 3, 3, 3, 1))).shape == (1, 3, 3, 3, 3)
+    assert spec.names == {0: "background", 17: "hippocampus", 53: "Käse"}
+
+
+def test_a_scan_may_keep_its_own_spacing(tmp_path: Path):
+    contract = dataclasses.replace(SPEC.contract, spacing_mm=None)
+    spec = dataclasses.replace(SPEC, contract=contract)
+    write_model(tmp_path / "own", spec, PARAMETERS, history={})
+    assert read_model(tmp_path / "own")[0] == spec
+
+
+def test_a_one_output_network_has_two_classes(tmp_path: Path):
+    arguments = {**ARGUMENTS, "outputs": 1}
+    spec = dataclasses.replace(
+        SPEC, arguments=arguments, output_activation="sigmoid", classes=SPEC.classes[:2]
+    )
+    values = {path: np.zeros(shape) for path, shape in shapes("meshnet", arguments).items()}
+    write_model(tmp_path / "one", spec, values, history={})
+    assert read_model(tmp_path / "one")[0] == spec
+
+
+def test_a_model_that_is_there_is_replaced_only_when_asked(model_dir: Path):
+    with pytest.raises(InputError, match="--overwrite"):
+        write_model(model_dir, SPEC, PARAMETERS, history={})
+    doubled = {path: 2 * value for path, value in PARAMETERS.items()}
+    write_model(model_dir, SPEC, doubled, history={}, overwrite=True)
+    assert {path.name for path in model_dir.iterdir()} == {"model.json", "params"}
+    found = read_model(model_dir)[1]
+    assert all((found[path] == value).all() for path, value in doubled.items())
+
+
+def refused(model_dir: Path) -> str:
+    """The sentence with which a model directory is refused."""
+    with pytest.raises(InputError) as caught:
+        read_model(model_dir)
+    sentence = str(caught.value)
+    assert str(model_dir) in sentence
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_a_folder_without_model_json(tmp_path: Path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert "is not a model directory" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"5", b"\xff\xfe\x00", b"[" * 100_000, b'{"format": 1}']
+)
+def test_a_model_json_that_is_no_model(model_dir: Path, content: bytes):
+    (model_dir / "model.json").write_bytes(content)
+    assert "model.json cannot be read" in refused(model_dir)
+
+
+def change(*path: str, to: Any) -> Callable[[dict], None]:
+    """Sets what stands at a path of model.json."""
+
+    def alter(document: Any) -> None:
+        for name in path[:-1]:
+            document = document[name]
+        document[path[-1]] = to
+
+    return alter
+
+
+def remove(*path: str) -> Callable[[dict], None]:
+    """Takes away what stands at a path of model.json."""
+
+    def alter(document: Any) -> None:
+        for name in path[:-1]:
+            document = document[name]
+        del document[path[-1]]
+
+    return alter
+
+
+ALTERATIONS = {
+    "another format": change("format", to="keras model"),
+    "another version": change("version", to=2),
+    **{f"no {key}": remove(key) for key in ("format", "family", "arguments", "classes")},
+    "no contract": remove("contract"),
+    "no block": remove("contract", "block"),
+    "no outputs": remove("arguments", "outputs"),
+    "something more": change("wings", to=2),
+    "more in the contract": change("contract", "wings", to=2),
+    "a contract that is a list": change("contract", to=[1, 2]),
+    "classes that are a number": change("classes", to=3),
+    "a class without a name": change("classes", to=[{"value": n} for n in range(3)]),
+    "too few classes": change("classes", to=[{"value": 0, "name": "background"}]),
+    "a block of two sizes": change("contract", "block", to=[8, 8]),
+    "a block of zero": change("contract", "block", to=[8, 0, 8]),
+    "an endless block": change("contract", "block", to=[8, float("inf"), 8]),
+    "a block of words": change("contract", "block", to=["a", "b", "c"]),
+    "a negative spacing": change("contract", "spacing_mm", to=[1, -1, 1]),
+    "a spacing of NaN": change("contract", "spacing_mm", to=[1, float("nan"), 1]),
+    "an unknown intensity": change("contract", "intensity", to="rainbow"),
+    "an intensity that is a list": change("contract", "intensity", to=[]),
+    "an orientation that is none": change("contract", "orientation", to="XYZ"),
+    "an orientation that is a number": change("contract", "orientation", to=5),
+    "a threshold of words": change("contract", "threshold", to="high"),
+    "no threshold": change("contract", "threshold", to=None),
+    "an unknown family": change("family", to="resnet"),
+    "a family that is a list": change("family", to=["meshnet"]),
+    "arguments that are a list": change("arguments", to=[1]),
+    "outputs of words": change("arguments", "outputs", to="three"),
+    "an unknown argument": change("arguments", "wings", to=2),
+    "negative filters": change("arguments", "filters", to=-2),
+    "dilations that are a number": change("arguments", "dilations", to=1),
+    "an unknown activation": change("arguments", "activation", to="swish"),
+    "other filters": change("arguments", "filters", to=5),
+}
+
+
+@pytest.mark.parametrize("name", ALTERATIONS)
+def test_an_altered_model_json_is_a_sentence(model_dir: Path, name: str):
+    path = model_dir / "model.json"
+    document = json.loads(path.read_text())
+    ALTERATIONS[name](document)
+    path.write_text(json.dumps(document))
+    refused(model_dir)
+
+
+def test_parameters_of_another_network_are_refused(model_dir: Path):
+    path = model_dir / "model.json"
+    document = json.loads(path.read_text())
+    document["arguments"]["batchnorm"] = False
+    path.write_text(json.dumps(document))
+    assert "block1/norm/bias" in refused(model_dir)
+
+
+def test_lost_parameters_are_a_sentence(model_dir: Path):
+    shutil.rmtree(model_dir / "params")
+    assert "params" in refused(model_dir)
