@@ -112,22 +112,26 @@ def _published_names(model_json: Path) -> tuple[str, ...] | None:
 
 def _tensor_table(tensors: tuple[Tensor, ...]) -> Table:
     table = Table(title="Tensors")
-    for name in ("Keras tensor", "shape", "parameter", "shape", "done"):
+    for name in ("Keras tensor", "shape", "parameter", "done"):
         table.add_column(name, overflow="fold")
     for each in tensors:
-        shapes = ["x".join(map(str, shape)) for shape in (each.keras_shape, each.shape)]
-        table.add_row(each.keras, shapes[0], each.path, shapes[1], each.done)
+        before, after = ("x".join(map(str, shape)) for shape in (each.keras_shape, each.shape))
+        shape = before if before == after else f"{before} → {after}"
+        table.add_row(each.keras, shape, each.path, each.done)
     return table
 
 
 def _comparison_table(comparisons: list[Comparison]) -> Table:
-    table = Table(title=f"Against the golden file (met up to {TOLERANCE:.0e} of the largest value)")
+    table = Table(
+        title="Largest difference from the golden file, of its largest value "
+        f"(met up to {TOLERANCE:.0e})"
+    )
     table.add_column("entry", overflow="fold")
     table.add_column("computed at", overflow="fold")
-    for name in ("largest difference", "largest value", "relative", ""):
+    for name in ("difference", "of", "relative", ""):
         table.add_column(name, justify="right")
     for each in comparisons:
-        figures = (f"{each.difference:.2e}", f"{each.largest:.3g}", f"{each.relative:.1e}")
+        figures = (f"{each.difference:.1e}", f"{each.largest:.3g}", f"{each.relative:.1e}")
         table.add_row(each.name, each.path, *figures, "met" if each.met else "NOT MET")
     return table
 

@@ -90,7 +90,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def subject_table(rows: Sequence[Row]) -> Table:
-    """A row for each subject: Dice and volumes of each class, and the mean Dice over classes."""
+    """A row for each subject: Dice and volumes of each class, and the mean of several."""
     names = {row.value: row.name for row in rows}
     narrow = len(names) > _MAX_CLASS_COLUMNS
     shown = {} if narrow else names
@@ -99,7 +99,8 @@ def subject_table(rows: Sequence[Row]) -> Table:
         caption=f"{len(names)} classes; the CSV file has each of them" if narrow else None,
     )
     result.add_column("subject")
-    for name in (*shown.values(), "mean Dice"):
+    several = len(names) > 1
+    for name in (*shown.values(), *(["mean Dice"] if several else [])):
         result.add_column(name, justify="right")
     for subject, own in _grouped(rows, lambda row: row.subject).items():
         cells = [
@@ -107,12 +108,13 @@ def subject_table(rows: Sequence[Row]) -> Table:
             for row in own
             if row.value in shown
         ]
-        result.add_row(subject, *cells, _number(_mean([row.dice for row in own])))
+        mean = [_number(_mean([row.dice for row in own]))] if several else []
+        result.add_row(subject, *cells, *mean)
     return result
 
 
 def summary_table(rows: Sequence[Row]) -> Table:
-    """A row for each class, over subjects; below, the mean over classes of each subject."""
+    """A row for each class, over subjects; below, where there are several, each subject's mean."""
     result = Table(
         title="Dice over subjects",
         caption="n: subjects counted. empty: left out, in neither prediction nor truth. "
@@ -124,10 +126,11 @@ def summary_table(rows: Sequence[Row]) -> Table:
     for own in _grouped(rows, lambda row: row.value).values():
         difference = _mean([row.difference_ml for row in own])
         result.add_row(own[0].name, *_statistics([row.dice for row in own]), f"{difference:+.3f}")
-    result.add_section()
-    by_subject = _grouped(rows, lambda row: row.subject).values()
-    means = [_mean([row.dice for row in own]) for own in by_subject]
-    result.add_row("mean of classes", *_statistics(means), "")
+    if len({row.value for row in rows}) > 1:
+        result.add_section()
+        by_subject = _grouped(rows, lambda row: row.subject).values()
+        means = [_mean([row.dice for row in own]) for own in by_subject]
+        result.add_row("mean of classes", *_statistics(means), "")
     return result
 
 

@@ -239,7 +239,9 @@ def validate(
         each.name: float(np.nanmean(column)) if np.isfinite(column).any() else float("nan")
         for each, column in zip(classes[1:], np.array(found).T, strict=True)
     }
-    return {**scores, "mean": float(np.nanmean(list(scores.values())))}
+    if len(scores) > 1 and not np.isnan(list(scores.values())).all():
+        scores["mean"] = float(np.nanmean(list(scores.values())))
+    return scores
 
 
 class Log:

@@ -2,15 +2,15 @@
 
 The file is a whole-model Keras .h5 with the layers of Nobrainer 1.2.1's `unet`, one for one, but
 3 filters where Nobrainer has 16, so that it is small enough to ship. It extracts the brain from a
-T1 volume without contrast agent: 64^3 voxels of 3 mm, LIA, z-scored over the whole volume.
+T1 volume without contrast agent: 64^3 voxels of 3 mm, RAS, z-scored over the whole volume.
 
-It was trained on 32 healthy phantoms: 400 steps on random 32^3 crops, then 10 on whole heads, with
+It was trained on 32 healthy phantoms: 500 steps on random 32^3 crops, then 10 on whole heads, with
 
     KERAS_BACKEND=jax python engine/demo/train_brain_unet.py
 
-which took 432 s on two busy CPU cores and printed, for 8 phantoms never trained on,
+which took 412 s on two busy CPU cores and printed, for 8 phantoms never trained on,
 
-    held-out Dice 0.957, lowest 0.940, of 8 heads
+    held-out Dice 0.967, lowest 0.957, of 8 heads
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def held_out_dice(model: keras.Model) -> list[float]:
 
 
 def save_golden(model: keras.Model, names: list[str]) -> None:
-    """What Keras computes for a crop of a head: every fourth voxel of each layer, and the output.
+    """What Keras computes for a crop of a head: every fourth voxel of each
+    activation, and the output.
 
     Args:
         model: takes any size.
@@ -114,7 +115,11 @@ def save_golden(model: keras.Model, names: list[str]) -> None:
     """
     head = z_score(load(TEST_SEEDS[0])[0])
     x = head[None, 24:40, 24:40, 24:40, None].astype(np.float32)
-    inner = {name: layer.output for name, layer in zip(names, model.layers, strict=True)}
+    inner = {
+        name: layer.output
+        for name, layer in zip(names, model.layers, strict=True)
+        if isinstance(layer, layers.Activation)
+    }
     found = keras.Model(model.inputs, inner).predict(x, verbose=0)
     entries = {f"act4:{name}": value[:, ::4, ::4, ::4] for name, value in found.items()}
     np.savez_compressed(GOLDEN, x=x, y=model.predict(x, verbose=0), **entries)

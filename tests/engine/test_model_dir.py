@@ -149,6 +149,7 @@ ALTERATIONS = {
     "no contract": remove("contract"),
     "no block": remove("contract", "block"),
     "no outputs": remove("arguments", "outputs"),
+    "channels of words": change("arguments", "channels", to="one"),
     "something more": change("wings", to=2),
     "more in the contract": change("contract", "wings", to=2),
     "a contract that is a list": change("contract", to=[1, 2]),
@@ -186,6 +187,14 @@ def test_an_altered_model_json_is_a_sentence(model_dir: Path, name: str):
     ALTERATIONS[name](document)
     path.write_text(json.dumps(document))
     refused(model_dir)
+
+
+def test_an_argument_that_the_family_has_a_default_for_may_be_left_out(model_dir: Path):
+    path = model_dir / "model.json"
+    document = json.loads(path.read_text())
+    del document["arguments"]["channels"]
+    path.write_text(json.dumps(document))
+    assert read_model(model_dir)[1].keys() == PARAMETERS.keys()
 
 
 def test_parameters_of_another_network_are_refused(model_dir: Path):

@@ -1,0 +1,700 @@
+"""The command: help without JAX, and bad input ends in one line, status 2 and nothing written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from voxtune.engine.cli import main
+from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, write_model
+from voxtune.models.parameters import shapes
+
+RNG = np.random.default_rng(0)
+SHAPE = (8, 8, 8)
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Path → content of everything in a folder, hidden files too."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must be refused; gives its sentence."""
+
+    def run(*arguments: str | Path) -> str:
+        before = tree(tmp_path)
+        capsys.readouterr()
+        assert main([str(each) for each in arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("voxtune: ")
+        assert error.endswith("\n")
+        assert error.count("\n") == 1
+        assert tree(tmp_path) == before
+        return error
+
+    return run
+
+
+# Help
+
+
+def in_a_new_process(*arguments: str) -> tuple[int, list[str]]:
+    """Exit status of a command, and which heavy packages it imported."""
+    program = (
+        "import sys\n"
+        "from voxtune.engine.cli import main\n"
+        "try:\n"
+        f"    status = main({list(arguments)})\n"
+        "except SystemExit as end:\n"
+        "    status = end.code\n"
+        "heavy = [name for name in ('jax', 'flax', 'nibabel') if name in sys.modules]\n"
+        "print(status or 0, *heavy, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout
+    status, *heavy = done.stderr.split()
+    return int(status), heavy
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["finetune", "--help"], ["--version"], []])
+def test_help_and_version_answer_without_jax(arguments: list[str]):
+    assert in_a_new_process(*arguments) == (0, [])
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("convert", "finetune", "predict", "evaluate", "picture"))
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["finetune", "--help"])
+    shown = capsys.readouterr().out
+    for option in ("--steps", "--trunk-lr", "--head", "--labels", "--init", "--overwrite"):
+        assert option in shown
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == version("voxtune")
+
+
+# convert
+
+NET = {
+    "conv1/kernel": RNG.normal(size=(3, 3, 3, 1, 1)),
+    "conv1/bias": RNG.normal(size=1),
+    "conv2/kernel": RNG.normal(size=(3, 3, 3, 1, 1)),
+    "conv2/bias": RNG.normal(size=1),
+    "head/kernel": RNG.normal(size=(1, 1, 1, 1, 2)),
+    "head/bias": RNG.normal(size=2),
+}
+
+
+def layer(name: str, class_name: str, *inputs: str, **config: Any) -> dict[str, Any]:
+    """A layer as Keras 2 writes it."""
+    return {
+        "class_name": class_name,
+        "config": {"name": name, **config},
+        "name": name,
+        "inbound_nodes": [[[source, 0, 0, {}] for source in inputs]] if inputs else [],
+    }
+
+
+def conv(name: str, source: str, filters: int, size: int, **config: Any) -> dict[str, Any]:
+    settings = {"filters": filters, "kernel_size": [size] * 3, "padding": "same", **config}
+    return layer(name, "Conv3D", source, **settings)
+
+
+def write_tfjs(folder: Path, after_conv2: dict[str, Any] | None = None) -> Path:
+    """A MeshNet of two blocks as TF.js has it; another layer may follow the second block."""
+    layers = [
+        layer("image", "InputLayer", batch_input_shape=[None, *SHAPE, 1]),
+        conv("conv1", "image", 1, 3, activation="relu"),
+        conv("conv2", "conv1", 1, 3, activation="relu", dilation_rate=[2, 2, 2]),
+        *([after_conv2] if after_conv2 else []),
+        conv("head", after_conv2["name"] if after_conv2 else "conv2", 2, 1),
+    ]
+    ends = {"input_layers": [["image", 0, 0]], "output_layers": [["head", 0, 0]]}
+    config = {"class_name": "Functional", "config": {"name": "net", "layers": layers, **ends}}
+    weights = [
+        {"name": name, "shape": list(value.shape), "dtype": "float32"}
+        for name, value in NET.items()
+    ]
+    document = {
+        "format": "layers-model",
+        "modelTopology": {"keras_version": "2.7.0", "model_config": config},
+        "weightsManifest": [{"paths": ["model.bin"], "weights": weights}],
+    }
+    folder.mkdir()
+    (folder / "model.json").write_text(json.dumps(document))
+    content = b"".join(value.astype("<f4").tobytes() for value in NET.values())
+    (folder / "model.bin").write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def tfjs(tmp_path: Path) -> Path:
+    """A TF.js layers model."""
+    return write_tfjs(tmp_path / "tfjs")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: shutil.rmtree(folder), "does not exist"),
+        (lambda folder: (folder / "model.json").unlink(), "without a model.json"),
+        (lambda folder: cut(folder / "model.json"), "broken or cut short"),
+        (lambda folder: cut(folder / "model.bin"), "cut short"),
+        (lambda folder: (folder / "model.bin").unlink(), "'model.bin' is missing"),
+        (lambda folder: (folder / "model.json").write_text('{"a": 1}'), "no modelTopology"),
+        (lambda folder: (folder / "model.json").write_text("[]"), "no model"),
+    ],
+)
+def test_a_keras_file_that_is_none(
+    refused: Callable[..., str], tfjs: Path, damage: Callable[[Path], object], words: str
+):
+    damage(tfjs)
+    sentence = refused("convert", tfjs, tfjs.parent / "model")
+    assert str(tfjs) in sentence
+    assert words in sentence
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"\x89HDF\r\n\x1a\nand no more"])
+def test_an_h5_file_that_is_none(refused: Callable[..., str], tmp_path: Path, content: bytes):
+    (tmp_path / "net.h5").write_bytes(content)
+    assert "net.h5" in refused("convert", tmp_path / "net.h5", tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (layer("odd", "Fancy3D", "conv2"), ["'odd'", "Fancy3D"]),
+        (layer("code", "Lambda", "conv2", function=["4wEAAAA=", None]), ["'code'", "Lambda"]),
+        (layer("norm", "LayerNormalization", "conv2"), ["'norm'", "LayerNormalization"]),
+    ],
+)
+def test_a_layer_that_is_not_known_is_named(
+    refused: Callable[..., str], tmp_path: Path, other: dict[str, Any], words: list[str]
+):
+    source = write_tfjs(tmp_path / "tfjs", other)
+    sentence = refused("convert", source, tmp_path / "model")
+    assert all(word in sentence for word in words)
+
+
+def golden_arrays() -> dict[str, np.ndarray]:
+    """What the network computes, by SciPy in float64."""
+    x = RNG.normal(size=SHAPE)
+    dilated = np.zeros((5, 5, 5))
+    dilated[::2, ::2, ::2] = NET["conv2/kernel"][..., 0, 0]
+    result = x
+    for kernel, bias in ((NET["conv1/kernel"][..., 0, 0], "conv1"), (dilated, "conv2")):
+        result = ndimage.correlate(result, kernel, mode="constant") + NET[f"{bias}/bias"]
+        result = np.maximum(result, 0)
+    logits = result[..., None] * NET["head/kernel"][0, 0, 0, 0] + NET["head/bias"]
+    arrays = {"x": x[None, ..., None], "y": logits[None], "act:conv2": result[None, ..., None]}
+    return {name: value.astype(np.float32) for name, value in arrays.items()}
+
+
+def test_a_golden_comparison_decides_whether_a_model_is_written(
+    tfjs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arrays = golden_arrays()
+    wrong = {**arrays, "act:conv2": arrays["act:conv2"] * 1.001}
+    np.savez(tmp_path / "right.npz", **arrays)
+    np.savez(tmp_path / "wrong.npz", **wrong)
+    command = ["convert", str(tfjs), str(tmp_path / "model"), "--golden"]
+    before = tree(tmp_path)
+    assert main([*command, str(tmp_path / "wrong.npz")]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("NOT MET") == 1
+    assert "nothing was written" in shown
+    assert tree(tmp_path) == before
+    assert main([*command, str(tmp_path / "right.npz")]) == 0
+    assert "NOT MET" not in capsys.readouterr().out
+    record = json.loads((tmp_path / "model" / "conversion.json").read_text())
+    assert {each["name"] for each in record["golden"]} == {"y", "act:conv2"}
+
+
+def write_golden(path: Path, **changes: np.ndarray | None) -> None:
+    arrays = {**golden_arrays(), **changes}
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.write_bytes(b"no archive"), "cannot be read"),
+        (lambda path: (write_golden(path), cut(path)), "cannot be read"),
+        (lambda path: write_golden(path, y=None), "it needs the arrays 'x' and 'y'"),
+        (lambda path: write_golden(path, x=np.zeros((8, 8, 8), "f4")), "'x' has shape (8, 8, 8)"),
+        (lambda path: write_golden(path, y=np.zeros((1, 4, 4, 4, 2), "f4")), "'y' has shape"),
+        (lambda path: write_golden(path, **{"act:conv7": np.zeros(1, "f4")}), "'conv7'"),
+    ],
+)
+def test_a_golden_file_that_does_not_fit(
+    refused: Callable[..., str],
+    tfjs: Path,
+    tmp_path: Path,
+    write: Callable[[Path], object],
+    words: str,
+):
+    golden = tmp_path / "golden.npz"
+    write(golden)
+    sentence = refused("convert", tfjs, tmp_path / "model", "--golden", golden)
+    assert "golden.npz" in sentence
+    assert words in sentence
+
+
+def test_a_model_that_is_there_is_replaced_only_when_asked(
+    refused: Callable[..., str], tfjs: Path, tmp_path: Path
+):
+    model_dir = tmp_path / "model"
+    assert main(["convert", str(tfjs), str(model_dir)]) == 0
+    (model_dir / "stale").write_text("of an older conversion")
+    assert "--overwrite" in refused("convert", tfjs, model_dir)
+    assert main(["convert", str(tfjs), str(model_dir), "--overwrite"]) == 0
+    assert {path.name for path in model_dir.iterdir()} == {
+        "model.json",
+        "params",
+        "conversion.json",
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"tfjs", "model"}
+
+
+def test_a_failed_conversion_keeps_the_model_that_is_there(
+    refused: Callable[..., str], tfjs: Path, tmp_path: Path
+):
+    assert main(["convert", str(tfjs), str(tmp_path / "model")]) == 0
+    cut(tfjs / "model.bin")
+    refused("convert", tfjs, tmp_path / "model", "--overwrite")
+
+
+def test_a_block_that_does_not_suit_the_network(refused: Callable[..., str], tfjs: Path):
+    sentence = refused("convert", tfjs, tfjs.parent / "model", "--block", "8", "0", "8")
+    assert "--block 8 0 8" in sentence
+
+
+# Folders that are not voxtune's
+
+
+@pytest.mark.parametrize("command", ["convert", "finetune"])
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_a_strangers_folder_is_never_deleted(
+    refused: Callable[..., str],
+    tfjs: Path,
+    model_dir: Path,
+    table: Path,
+    tmp_path: Path,
+    command: str,
+    options: list[str],
+):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("years")
+    given = [tfjs] if command == "convert" else [model_dir, table]
+    assert "thesis" in refused(command, *given, tmp_path / "thesis", *options)
+
+
+@pytest.mark.parametrize("command", ["convert", "finetune", "predict"])
+def test_a_folder_below_a_file(
+    refused: Callable[..., str], tfjs: Path, model_dir: Path, table: Path, command: str
+):
+    below = table / "out"
+    given: dict[str, list[str | Path]] = {
+        "convert": [tfjs, below],
+        "finetune": [model_dir, table, below],
+        "predict": [model_dir, table, "-o", below],
+    }
+    assert str(below) in refused(command, *given[command])
+
+
+# finetune and predict
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model directories `meshnet` and `unet`, not to be altered."""
+    folder = tmp_path_factory.mktemp("models")
+    for family, arguments in (
+        ("meshnet", {"filters": 1, "dilations": [1], "activation": "relu", "batchnorm": False}),
+        ("unet", {"filters": 1, "depth": 1, "batchnorm": False}),
+    ):
+        arguments = {"channels": 1, "outputs": 2, **arguments}
+        classes = (LabelClass(0, "background"), LabelClass(1, "lesion"))
+        contract = Contract("RAS", (1.0, 1.0, 1.0), "zscore", SHAPE, 0.5)
+        spec = ModelSpec(family, arguments, "softmax", classes, contract)
+        values = {
+            path: RNG.normal(size=shape).astype(np.float32)
+            for path, shape in shapes(family, arguments).items()
+        }
+        write_model(folder / family, spec, values, history={})
+    return folder
+
+
+@pytest.fixture
+def model_dir(models: Path, tmp_path: Path) -> Path:
+    """A model directory to be altered."""
+    return shutil.copytree(models / "meshnet", tmp_path / "meshnet")
+
+
+IMAGE = RNG.normal(size=SHAPE).astype(np.float32)
+LABEL = (IMAGE > 1).astype(np.uint8)
+
+
+def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> None:
+    nib.save(nib.Nifti1Image(data, np.eye(4) if affine is None else affine), path)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A subjects table of two: a to train on, b to validate on."""
+    for name in "ab":
+        save(tmp_path / f"{name}.nii", IMAGE)
+        save(tmp_path / f"{name}_label.nii", LABEL)
+    path = tmp_path / "subjects.csv"
+    path.write_text("subject,image,label,split\na,a.nii,a_label.nii,train\n")
+    with path.open("a") as stream:
+        stream.write("b,b.nii,b_label.nii,validation\n")
+    return path
+
+
+def finetune(model_dir: Path, table: Path, *options: str) -> list[str]:
+    """A run as short as can be, should it not be refused."""
+    short = ["--steps", "1", "--warmup", "0", "--devices", "1", "--batch", "1"]
+    given = [str(each) for each in (model_dir, table, table.parent / "run")]
+    return ["finetune", *given, *short, *options]
+
+
+def predict(model_dir: Path, table: Path, *options: str) -> list[str]:
+    return ["predict", str(model_dir), str(table), "-o", str(table.parent / "out"), *options]
+
+
+def arrays_of(model_dir: Path) -> Path:
+    """The file that holds the parameters' values."""
+    files = [path for path in (model_dir / "params").rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("command", [finetune, predict])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: shutil.rmtree(folder), "not a model directory"),
+        (lambda folder: (folder / "model.json").unlink(), "has no model.json"),
+        (lambda folder: cut(folder / "model.json"), "model.json cannot be read"),
+        (lambda folder: (folder / "model.json").write_text("{}"), "model.json cannot be read"),
+        (lambda folder: shutil.rmtree(folder / "params"), "params does not exist"),
+        (lambda folder: cut(arrays_of(folder)), "params cannot be read"),
+        (lambda folder: arrays_of(folder).unlink(), "params cannot be read"),
+    ],
+    ids=["missing", "no json", "json cut", "json empty", "no params", "params cut", "params lost"],
+)
+def test_a_model_that_is_none(
+    refused: Callable[..., str],
+    model_dir: Path,
+    table: Path,
+    command: Callable[[Path, Path], list[str]],
+    damage: Callable[[Path], object],
+    words: str,
+):
+    damage(model_dir)
+    sentence = refused(*command(model_dir, table))
+    assert str(model_dir) in sentence
+    assert words in sentence
+
+
+def test_damaged_parameters_are_one_line_of_the_whole_process(model_dir: Path, table: Path):
+    """Orbax, its event loop and its threads stay quiet, too."""
+    arrays_of(model_dir).unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "voxtune.engine.cli", *predict(model_dir, table)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("voxtune: ")
+
+
+OBLIQUE = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 2.5], [0, 0, 0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (
+            lambda folder: save(folder / "a_label.nii", LABEL[:7]),
+            ["a_label.nii has shape (7, 8, 8)", "a.nii has (8, 8, 8)"],
+        ),
+        (
+            lambda folder: save(folder / "a_label.nii", LABEL, OBLIQUE),
+            ["[1 0 0 0; 0 1 0 0; 0 0 1 2.5]", "[1 0 0 0; 0 1 0 0; 0 0 1 0]"],
+        ),
+        (
+            lambda folder: save(folder / "b_label.nii", 0.5 * LABEL),
+            ["b_label.nii", "not whole numbers (0.5)"],
+        ),
+        (
+            lambda folder: save(folder / "b_label.nii", 3 * LABEL),
+            ["b_label.nii", "no class (3)", "0, 1"],
+        ),
+        (
+            lambda folder: save(folder / "a.nii", np.where(LABEL, np.nan, IMAGE)),
+            ["a.nii", "NaN"],
+        ),
+        (lambda folder: save(folder / "a.nii", np.ones(SHAPE, "f4")), ["a.nii", "same value (1)"]),
+        (lambda folder: cut(folder / "a.nii"), ["a.nii", "cut short"]),
+        (lambda folder: (folder / "b.nii").write_bytes(b"?"), ["b.nii", "cannot be read"]),
+        (lambda folder: (folder / "b.nii").unlink(), ["b.nii", "does not exist"]),
+        (
+            lambda folder: save(
+                folder / "a_label.nii", np.arange(512, dtype=np.int16).reshape(SHAPE)
+            ),
+            ["512 label values", "--labels"],
+        ),
+    ],
+    ids=[
+        "shape",
+        "affine",
+        "fractions",
+        "unknown label",
+        "NaN",
+        "constant",
+        "cut",
+        "junk",
+        "missing",
+        "too many classes",
+    ],
+)
+def test_scans_and_labels_that_cannot_be_trained_on(
+    refused: Callable[..., str],
+    model_dir: Path,
+    table: Path,
+    write: Callable[[Path], object],
+    words: Sequence[str],
+):
+    write(table.parent)
+    sentence = refused(*finetune(model_dir, table))
+    assert all(word in sentence for word in words), sentence
+
+
+def test_label_values_that_were_not_named_are_listed(
+    refused: Callable[..., str], model_dir: Path, table: Path
+):
+    values = LABEL.copy()
+    values.flat[:3] = (1, 4, 9)
+    save(table.parent / "a_label.nii", values)
+    sentence = refused(*finetune(model_dir, table, "--labels", "1=lesion", "4=oedema"))
+    assert "a_label.nii" in sentence
+    assert "(9)" in sentence
+    assert "0, 1, 4" in sentence
+
+
+HEADER = "subject,image,label,split\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is empty"),
+        (HEADER, "no subjects"),
+        ("subject,image,split\na,a.nii,train\n", "label"),
+        (f"{HEADER}a,a.nii,a_label.nii,train\na,b.nii,b_label.nii,train\n", "subject a twice"),
+        (f"{HEADER}a,a.nii,a_label.nii,train\na,a.nii,a_label.nii,test\n", "a in two splits"),
+        (f"{HEADER}a,a.nii,a_label.nii,train\nb,a.nii,a_label.nii,test\n", "in two splits"),
+        (f"{HEADER}a,a.nii,a_label.nii,practice\n", "split 'practice'"),
+        (f"{HEADER}a,a.nii,a_label.nii,test\n", "no subject to train on"),
+        (f"{HEADER}../a,a.nii,a_label.nii,train\n", "cannot be a file name"),
+    ],
+)
+def test_a_table_that_cannot_be_used(
+    refused: Callable[..., str], model_dir: Path, table: Path, content: str, words: str
+):
+    table.write_text(content)
+    sentence = refused(*finetune(model_dir, table))
+    assert str(table) in sentence
+    assert words in sentence
+
+
+def test_a_table_that_is_missing(refused: Callable[..., str], model_dir: Path, table: Path):
+    table.unlink()
+    for command in (finetune, predict):
+        assert "subjects.csv does not exist" in refused(*command(model_dir, table))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--steps", "0"],
+        ["--steps", "-5"],
+        ["--batch", "0"],
+        ["--batch", "3", "--devices", "2"],
+        ["--trunk-lr", "-1"],
+        ["--head-lr", "-0.001"],
+        ["--head-lr", "nan"],
+        ["--trunk-lr", "inf"],
+        ["--weight-decay", "-0.1"],
+        ["--warmup", "-1"],
+        ["--warmup", "1"],
+        ["--warmup", "400", "--steps", "300"],
+        ["--hold-out", "2"],
+        ["--foreground", "-0.5"],
+        ["--foreground", "nan"],
+        ["--validate-every", "0"],
+        ["--log-every", "0"],
+        ["--train-subjects", "0"],
+        ["--devices", "0"],
+        ["--devices", "999"],
+        ["--seed", "-1"],
+        ["--seed", "99999999999999999999"],
+        ["--block", "0", "8", "8"],
+        ["--block", "8", "-8", "8"],
+        ["--labels", "lesion"],
+        ["--labels", "1="],
+        ["--labels", "one=lesion"],
+        ["--labels", "1=lesion", "1=oedema"],
+        ["--labels", "1=lesion", "2=lesion"],
+        ["--head", "keep", "--labels", "1=lesion", "2=oedema"],
+    ],
+    ids=" ".join,
+)
+def test_options_that_make_no_sense(
+    refused: Callable[..., str], model_dir: Path, table: Path, options: list[str]
+):
+    sentence = refused(*finetune(model_dir, table, *options))
+    assert options[0] in sentence or options[0].strip("-") in sentence
+
+
+def test_a_block_is_a_multiple_of_what_the_network_needs(
+    refused: Callable[..., str], models: Path, table: Path
+):
+    sentence = refused(*finetune(models / "unet", table, "--block", "8", "7", "8"))
+    assert "--block 8 7 8" in sentence
+    assert "multiple of 2" in sentence
+
+
+def test_a_batch_that_the_devices_cannot_share_comes_with_advice(
+    refused: Callable[..., str], model_dir: Path, table: Path
+):
+    sentence = refused(*finetune(model_dir, table, "--batch", "3", "--devices", "2"))
+    assert "--batch 4" in sentence
+
+
+def test_a_run_that_is_there_is_not_touched(
+    refused: Callable[..., str], model_dir: Path, table: Path
+):
+    (table.parent / "run").mkdir()
+    (table.parent / "run" / "config.json").write_text("{}")
+    assert "--overwrite" in refused(*finetune(model_dir, table))
+    cut(table.parent / "b.nii")  # and a refused run does not take the old one with it
+    refused(*finetune(model_dir, table, "--overwrite"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--overlap", "1"], "--overlap"),
+        (["--overlap", "-0.5"], "--overlap"),
+        (["--split", "test"], "split test"),
+    ],
+)
+def test_prediction_options_that_make_no_sense(
+    refused: Callable[..., str], model_dir: Path, table: Path, options: list[str], words: str
+):
+    assert words in refused(*predict(model_dir, table, *options))
+
+
+@pytest.mark.parametrize("scan", ["nowhere.nii", "model.txt", "nan.nii", "flat.nii"])
+def test_a_scan_that_cannot_be_predicted(
+    refused: Callable[..., str], model_dir: Path, table: Path, scan: str
+):
+    """The others are fine; none of them is predicted."""
+    folder = table.parent
+    (folder / "model.txt").write_text("no scan")
+    save(folder / "nan.nii", np.where(LABEL, np.nan, IMAGE))
+    save(folder / "flat.nii", np.zeros(SHAPE, "f4"))
+    given = ["predict", model_dir, folder / "a.nii", folder / scan, "-o", folder / "out"]
+    assert scan in refused(*given)
+
+
+def test_predictions_that_are_there_are_not_touched(
+    refused: Callable[..., str], model_dir: Path, table: Path
+):
+    (table.parent / "out").mkdir()
+    (table.parent / "out" / "a.nii.gz").write_bytes(b"years of work")
+    assert "--overwrite" in refused(*predict(model_dir, table))
+    shutil.rmtree(table.parent / "out")
+    (table.parent / "out").write_text("a file")
+    refused(*predict(model_dir, table))
+    refused(*predict(model_dir, table, "--overwrite"))
+
+
+# evaluate
+
+
+@pytest.fixture
+def predictions(table: Path) -> Path:
+    """Predictions of both subjects, as good as can be."""
+    folder = table.parent / "predictions"
+    folder.mkdir()
+    for name in "ab":
+        shutil.copy(table.parent / f"{name}_label.nii", folder / f"{name}.nii")
+    return folder
+
+
+def test_evaluate_writes_a_csv_once(
+    refused: Callable[..., str],
+    predictions: Path,
+    table: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    command = ["evaluate", str(predictions), str(table), "-o", str(tmp_path / "scores.csv")]
+    assert main(command) == 0
+    assert "1.000" in capsys.readouterr().out
+    assert (tmp_path / "scores.csv").read_text().startswith("subject,value,class,dice")
+    assert "scores.csv exists" in refused(*command)
+    (tmp_path / "scores.csv").write_text("old")
+    assert main([*command, "--overwrite"]) == 0
+    assert "old" not in (tmp_path / "scores.csv").read_text()
+
+
+def test_evaluate_refuses(
+    refused: Callable[..., str], predictions: Path, table: Path, tmp_path: Path
+):
+    assert "not a folder" in refused("evaluate", tmp_path / "nowhere", table)
+    nowhere = tmp_path / "nowhere" / "scores.csv"
+    assert str(nowhere) in refused("evaluate", predictions, table, "-o", nowhere)
+    assert "split test" in refused("evaluate", predictions, table, "--split", "test")
+    save(predictions / "a.nii", LABEL, OBLIQUE)
+    sentence = refused("evaluate", predictions, table)
+    assert "0 0 1 2.5" in sentence
+    assert "0 0 1 0" in sentence
+    (predictions / "b.nii").unlink()
+    assert "no prediction of b" in refused("evaluate", predictions, table)

@@ -1,0 +1,363 @@
+"""Fine-tuning on blobs: what a run leaves behind, what it starts from, and that it repeats."""
+
+import dataclasses
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import nibabel as nib
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from rich.console import Console
+
+from voxtune.engine.config import Finetune
+from voxtune.engine.dataset import Case
+from voxtune.engine.losses import IGNORE
+from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model, write_model
+from voxtune.engine.subjects import Subject
+from voxtune.engine.train import finetune, make_start, split_subjects, validate
+from voxtune.models.errors import InputError
+from voxtune.models.parameters import shapes
+
+EDGE, STEPS, WARMUP = 16, 40, 4
+TRUNK_LR, HEAD_LR = 0.03, 0.1
+ARGUMENTS = {
+    "channels": 1,
+    "outputs": 2,
+    "filters": 2,
+    "dilations": [1],
+    "activation": "relu",
+    "batchnorm": False,
+}
+SPEC = ModelSpec(
+    family="meshnet",
+    arguments=ARGUMENTS,
+    output_activation="softmax",
+    classes=(LabelClass(0, "background"), LabelClass(1, "head")),
+    contract=Contract("LIA", (1.0, 1.0, 1.0), "zscore", (EDGE,) * 3, 0.5),
+)
+RNG = np.random.default_rng(0)
+PARAMETERS = {
+    path: 0.3 * RNG.normal(size=shape).astype(np.float32)
+    for path, shape in shapes("meshnet", ARGUMENTS).items()
+}
+TRUNK = {path for path in PARAMETERS if not path.startswith("head/")}
+HEAD = PARAMETERS.keys() - TRUNK
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs that share a program share its compilation: it takes far longer than their steps."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory, and a table of subjects with a bright blob; the test subject is broken."""
+    folder = tmp_path_factory.mktemp("study")
+    write_model(folder / "pretrained", SPEC, PARAMETERS, history={})
+    rng = np.random.default_rng(1)
+    rows = ["subject,image,label,split"]
+    for number, split in enumerate(["train", "train", "validation", "test"]):
+        image = rng.normal(size=(EDGE,) * 3)
+        offset = np.indices(image.shape) - rng.integers(5, 11, 3)[:, None, None, None]
+        blob = (offset**2).sum(axis=0) < 16
+        image[blob] += 4
+        label = np.where(blob, 7, 0).astype(np.uint8)
+        for name, data in (("image", image.astype(np.float32)), ("label", label)):
+            path = folder / f"{name}{number}.nii"
+            nib.save(nib.Nifti1Image(data, np.eye(4)), path)
+            if split == "test":
+                path.write_bytes(b"This is no scan.")
+        rows.append(f"sub-{number},image{number}.nii,label{number}.nii,{split}")
+    (folder / "subjects.csv").write_text("\n".join(rows))
+    return folder
+
+
+def options(folder: Path, name: str, **changes: Any) -> Finetune:
+    config = Finetune(
+        folder / "pretrained",
+        folder / "subjects.csv",
+        folder / name,
+        steps=STEPS,
+        batch=4,
+        block=(12, 12, 12),
+        trunk_lr=TRUNK_LR,
+        head_lr=HEAD_LR,
+        warmup=WARMUP,
+        labels=("7=blob",),
+        validate_every=20,
+        log_every=1,
+        devices=1,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def train(folder: Path, name: str, **changes: Any) -> Path:
+    """Runs one fine-tuning; the run directory."""
+    config = options(folder, name, **changes)
+    finetune(config, Console(quiet=True))
+    return config.run_dir
+
+
+@pytest.fixture(scope="module")
+def run_dir(folder: Path) -> Path:
+    """A run of 40 steps."""
+    return train(folder, "run")
+
+
+def events(run_dir: Path, event: str) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+
+
+def parameters(run_dir: Path) -> dict[str, np.ndarray]:
+    return read_model(run_dir / "model")[1]
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    """Whether all arrays are equal to the last bit."""
+    assert one.keys() == other.keys()
+    return all(one[path].tobytes() == other[path].tobytes() for path in one)
+
+
+class TestRunDirectory:
+    def test_all_of_it_is_there(self, run_dir: Path) -> None:
+        names = {path.name for path in run_dir.iterdir()}
+        assert names == {
+            "config.json",
+            "parameters.json",
+            "metrics.jsonl",
+            "checkpoints",
+            "model",
+        }
+        steps = {path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir()}
+        assert steps == {"20", "40"}
+
+    def test_config_json_says_what_the_run_is(self, run_dir: Path) -> None:
+        record = json.loads((run_dir / "config.json").read_text())
+        assert record["options"]["seed"] == 0
+        assert record["options"]["model_dir"] == str(run_dir.parent / "pretrained")
+        assert record["options"]["block"] == [12, 12, 12]
+        assert (record["train"], record["validation"]) == (["sub-0", "sub-1"], ["sub-2"])
+        assert {"voxtune", "jax", "python"} <= record["versions"].keys()
+
+    def test_every_parameter_is_loaded_or_initialised(self, run_dir: Path) -> None:
+        origin = json.loads((run_dir / "parameters.json").read_text())
+        assert origin.keys() == PARAMETERS.keys()
+        assert all(origin[path] == "loaded" for path in TRUNK)
+        assert all(origin[path].startswith("initialised") for path in HEAD)
+
+    def test_each_step_is_logged_with_a_finite_loss(self, run_dir: Path) -> None:
+        entries = events(run_dir, "train")
+        assert [entry["step"] for entry in entries] == list(range(1, STEPS + 1))
+        for entry in entries:
+            assert math.isfinite(entry["loss"])
+            wanted = entry["dice_loss"] + entry["cross_entropy"]
+            assert entry["loss"] == pytest.approx(wanted, rel=1e-6)
+
+    def test_learning_rates_rise_and_fall_as_by_hand(self, run_dir: Path) -> None:
+        for entry in events(run_dir, "train"):
+            done = entry["step"] - 1
+            way = max(0, done - WARMUP) / (STEPS - WARMUP)
+            share = min(1, done / WARMUP) * 0.5 * (1 + math.cos(math.pi * way))
+            assert entry["lr_trunk"] == pytest.approx(TRUNK_LR * share, rel=1e-4, abs=1e-8)
+            assert entry["lr_head"] == pytest.approx(HEAD_LR * share, rel=1e-4, abs=1e-8)
+
+    def test_the_model_has_the_new_classes_and_the_training_block(self, run_dir: Path) -> None:
+        spec, values = read_model(run_dir / "model")
+        assert spec.classes == (LabelClass(0, "background"), LabelClass(7, "blob"))
+        assert spec.contract == dataclasses.replace(SPEC.contract, block=(12, 12, 12))
+        assert values.keys() == PARAMETERS.keys()
+        record = json.loads((run_dir / "model" / "finetune.json").read_text())
+        assert record["train"] == ["sub-0", "sub-1"]
+
+    def test_all_parameters_were_trained(self, run_dir: Path) -> None:
+        values = parameters(run_dir)
+        assert all(np.isfinite(value).all() for value in values.values())
+        assert not any((values[path] == PARAMETERS[path]).all() for path in TRUNK)
+
+    def test_the_network_learns_the_blob(self, run_dir: Path) -> None:
+        entries = events(run_dir, "validation")
+        assert [entry["step"] for entry in entries] == [20, 40]
+        assert entries[-1]["blob"] == entries[-1]["mean"] > 0.5
+        losses = [entry["loss"] for entry in events(run_dir, "train")]
+        assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+class TestRepeating:
+    def test_the_same_seed_gives_the_same_bits_and_overwrite_replaces(
+        self, folder: Path, run_dir: Path
+    ) -> None:
+        (folder / "again").mkdir()
+        (folder / "again" / "config.json").write_text("{}")
+        (folder / "again" / "stale").write_text("of an older run")
+        again = train(folder, "again", overwrite=True)
+        assert same(parameters(again), parameters(run_dir))
+        losses = [[entry["loss"] for entry in events(each, "train")] for each in (again, run_dir)]
+        assert losses[0] == losses[1]
+        assert not (again / "stale").exists()
+
+    def test_another_seed_gives_another_network(self, folder: Path, run_dir: Path) -> None:
+        other = train(folder, "other", seed=1)
+        assert not same(parameters(other), parameters(run_dir))
+
+    def test_devices_do_not_matter(self, folder: Path, run_dir: Path) -> None:
+        """The warm-up does not depend on the number of steps, so four compare with forty."""
+        four = train(folder, "four", devices=4, steps=WARMUP + 1, validate_every=100)
+        wanted = [entry["loss"] for entry in events(run_dir, "train")][:WARMUP]
+        found = [entry["loss"] for entry in events(four, "train")][:WARMUP]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+CLASSES = (LabelClass(0, "background"), LabelClass(7, "blob"), LabelClass(9, "other"))
+
+
+def start(classes: tuple[LabelClass, ...] = CLASSES, **changes: Any) -> Any:
+    config = options(Path(), "run", **changes)
+    return make_start(SPEC, PARAMETERS, classes, SPEC.contract, config)
+
+
+class TestStart:
+    def test_the_trunk_is_the_pretrained_one_to_the_last_bit(self) -> None:
+        found = start()
+        assert found.parameters["head/kernel"].shape == (1, 1, 1, 2, 3)
+        for path in TRUNK:
+            assert np.asarray(found.parameters[path]).tobytes() == PARAMETERS[path].tobytes()
+        assert {path for path, origin in found.origin.items() if origin == "loaded"} == TRUNK
+        assert found.spec.classes == CLASSES
+        assert found.spec.arguments["outputs"] == 3
+
+    def test_a_kept_head_is_the_pretrained_one(self) -> None:
+        found = start(SPEC.classes, head="keep")
+        assert set(found.origin.values()) == {"loaded"}
+        assert same({k: np.asarray(v) for k, v in found.parameters.items()}, PARAMETERS)
+
+    def test_a_head_cannot_be_kept_for_other_classes(self) -> None:
+        with pytest.raises(InputError, match=r"--head keep .*1 head.* 7 blob.*--head new"):
+            start(head="keep")
+
+    def test_random_loads_nothing(self) -> None:
+        found = start(init="random", seed=3)
+        assert set(found.origin.values()) == {"initialised from seed 3"}
+        kernel = "block1/conv/kernel"
+        assert not np.allclose(found.parameters[kernel], PARAMETERS[kernel])
+
+    def test_the_new_head_follows_the_seed(self) -> None:
+        one, same_seed, other = (start(seed=seed).parameters["head/kernel"] for seed in (0, 0, 1))
+        np.testing.assert_array_equal(one, same_seed)
+        assert not np.allclose(one, other)
+
+    def test_random_and_pretrained_start_from_the_same_new_head(self) -> None:
+        """So that a comparison of the two compares the trunk."""
+        one, other = (start(init=init).parameters for init in ("pretrained", "random"))
+        np.testing.assert_array_equal(one["head/kernel"], other["head/kernel"])
+
+
+def subjects(*splits: str | None) -> list[Subject]:
+    return [
+        Subject(f"sub-{number}", Path("image"), Path("label"), split)
+        for number, split in enumerate(splits)
+    ]
+
+
+class TestSplits:
+    def test_a_table_with_splits_is_followed(self) -> None:
+        given = subjects("test", "train", "validation", "train", "test")
+        train_split, validation = split_subjects(given, options(Path(), "run"))
+        assert [each.name for each in train_split] == ["sub-1", "sub-3"]
+        assert [each.name for each in validation] == ["sub-2"]
+
+    def test_without_splits_a_share_is_held_out_by_the_seed(self) -> None:
+        given = subjects(*[None] * 10)
+        found = [
+            split_subjects(given, options(Path(), "run", seed=seed, hold_out=0.3))
+            for seed in range(5)
+        ]
+        for train_split, validation in found:
+            assert (len(train_split), len(validation)) == (7, 3)
+            assert {*train_split, *validation} == set(given)
+        assert found[0] == split_subjects(given, options(Path(), "run", hold_out=0.3))
+        assert len({tuple(validation) for _, validation in found}) > 1
+
+    def test_fewer_subjects_are_the_first_of_the_same_split(self) -> None:
+        given = subjects(*[None] * 10)
+        every, held = split_subjects(given, options(Path(), "run"))
+        few, held_too = split_subjects(given, options(Path(), "run", train_subjects=3))
+        assert few == every[:3]
+        assert held_too == held
+
+    @pytest.mark.parametrize("splits", [("test", "validation"), ("test",)])
+    def test_no_subject_to_train_on(self, splits: tuple[str, ...]) -> None:
+        with pytest.raises(InputError, match="leaves no subject to train on"):
+            split_subjects(subjects(*splits), options(Path(), "run"))
+
+    def test_all_held_out(self) -> None:
+        with pytest.raises(InputError, match="leaves no subject to train on"):
+            split_subjects(subjects(None, None), options(Path(), "run", hold_out=1.0))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_without_a_model(folder: Path):
+    """Weights so large that the first step overflows; the program is that of the other runs."""
+    huge = {path: np.full_like(value, 3e38) for path, value in PARAMETERS.items()}
+    write_model(folder / "huge", SPEC, huge, history={})
+    with pytest.raises(InputError, match=r"loss is (nan|inf) at step 1 .* lower --trunk-lr"):
+        train(folder, "diverged", model_dir=folder / "huge")
+    assert not (folder / "diverged" / "model").exists()
+
+
+def one_hot(predicted: list[int]) -> np.ndarray:
+    return np.eye(3)[predicted].reshape(1, 1, -1, 3)
+
+
+class TestValidation:
+    """Dice by hand, with a predictor that answers with what it is shown."""
+
+    def scores(self, *pairs: tuple[list[int], list[int]]) -> dict[str, float]:
+        cases = [
+            Case("a", one_hot(predicted), np.array(label, np.uint8).reshape(1, 1, -1), ())
+            for predicted, label in pairs
+        ]
+        state: Any = SimpleNamespace(params=None, statistics=None)
+        echo: Any = lambda params, statistics, image: image  # noqa: E731
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return validate(echo, state, cases, CLASSES)
+
+    def test_mean_of_cases_then_of_classes(self) -> None:
+        """blob: 2·1/(2+1) = 2/3 and 1; other: 1 and, being nowhere in the second, left out."""
+        found = self.scores(([0, 1, 1, 2], [0, 0, 1, 2]), ([0, 1, 0, 0], [0, 1, 0, 0]))
+        assert found == pytest.approx({"blob": 5 / 6, "other": 1.0, "mean": 11 / 12})
+
+    def test_padding_is_not_judged(self) -> None:
+        found = self.scores(([1, 1, 2, 2], [1, IGNORE, IGNORE, 2]))
+        assert found == pytest.approx({"blob": 1.0, "other": 1.0, "mean": 1.0})
+
+    def test_a_class_that_is_nowhere_has_no_dice(self) -> None:
+        found = self.scores(([0, 1], [0, 1]))
+        assert math.isnan(found["other"])
+        assert found["mean"] == 1
+
+    def test_no_class_anywhere_is_no_warning(self) -> None:
+        assert math.isnan(self.scores(([0, 0], [0, 0]))["mean"])
+
+    def test_no_case_no_score(self) -> None:
+        assert self.scores() == {}
