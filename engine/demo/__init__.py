@@ -15,11 +15,12 @@ PRETRAINED, GOLDEN = HERE / "brain_unet.h5", HERE / "brain_unet.golden.npz"
 
 # What a person would type. {out} is the folder of the demonstration.
 COMMANDS = (
-    "phantom {out}/phantoms --train 8 --validation 2 --test 4",
+    "phantom {out}/phantoms --train 20 --validation 2 --test 4",
     "convert {pretrained} {out}/brain --golden {golden}"
-    " --spacing 3 3 3 --block 64 64 64 --classes background brain",
+    " --spacing 3 3 3 --block 48 48 48 --classes background brain",
     "finetune {out}/brain {out}/phantoms/subjects.csv {out}/run --labels 1=lesion"
-    " --steps 120 --validate-every 60 --trunk-lr 3e-3 --head-lr 1e-2",
+    " --steps 300 --validate-every 150 --log-every 30 --trunk-lr 5e-3 --head-lr 1e-2"
+    " --foreground 0.6",
     "predict {out}/run/model {out}/phantoms/subjects.csv --split test -o {out}/predictions",
     "evaluate {out}/predictions {out}/phantoms/subjects.csv --split test -o {out}/dice.csv",
     "picture {out}/predictions {out}/phantoms/subjects.csv --split test -o {out}/lesions.png",

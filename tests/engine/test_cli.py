@@ -22,6 +22,9 @@ from voxtune.models.parameters import shapes
 RNG = np.random.default_rng(0)
 SHAPE = (8, 8, 8)
 
+# What Orbax's threads say of a damaged checkpoint, after its event loop was closed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Path → content of everything in a folder, hidden files too."""
@@ -395,7 +398,7 @@ def predict(model_dir: Path, table: Path, *options: str) -> list[str]:
 
 def arrays_of(model_dir: Path) -> Path:
     """The file that holds the parameters' values."""
-    files = [path for path in (model_dir / "params").rglob("*") if path.is_file()]
+    files = (model_dir / "params" / "state" / "d").iterdir()
     return max(files, key=lambda path: path.stat().st_size)
 
 
@@ -428,18 +431,21 @@ def test_a_model_that_is_none(
 
 
 def test_damaged_parameters_are_one_line_of_the_whole_process(model_dir: Path, table: Path):
-    """Orbax, its event loop and its threads stay quiet, too."""
-    arrays_of(model_dir).unlink()
+    """Orbax's event loop and threads stay quiet too; they would speak now and then, so often."""
+    cut(arrays_of(model_dir))
+    program = (
+        "from voxtune.engine.cli import main\n"
+        f"print([main({predict(model_dir, table)}) for _ in range(8)])\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "voxtune.engine.cli", *predict(model_dir, table)],
+        [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("voxtune: ")
+    assert done.stdout == f"{[2] * 8}\n"
+    assert [line[:9] for line in done.stderr.splitlines()] == ["voxtune: "] * 8, done.stderr
 
 
 OBLIQUE = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 2.5], [0, 0, 0, 1.0]])

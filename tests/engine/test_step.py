@@ -16,6 +16,8 @@ from voxtune.engine.optimizer import make_optimizer
 from voxtune.engine.step import Apply, TrainState, make_predict_step, make_train_step, split
 from voxtune.models.parameters import assemble, shapes
 
+# Programs here run a few times: compiling without LLVM's optimisations takes a fifth of the time.
+QUICK = {"xla_backend_optimization_level": 0}
 CONFIG = Finetune(Path("model"), Path("subjects.csv"), Path("run"), steps=10, warmup=0)
 RNG = np.random.default_rng(0)
 BATCH = {
@@ -52,7 +54,7 @@ def run(mesh: Mesh, steps: int) -> tuple[TrainState, list[float], str]:
     optimizer = make_optimizer(CONFIG, params)
     state = jax.device_put(first_state(params, statistics, optimizer), on_all(mesh))
     batch = jax.device_put(BATCH, over_data(mesh))
-    compiled = jax.jit(make_train_step(apply, optimizer, (0,))).lower(state, batch).compile()
+    compiled = jax.jit(make_train_step(apply, optimizer, (0,))).lower(state, batch).compile(QUICK)
     losses = []
     for _ in range(steps):
         state, metrics = compiled(state, batch)
@@ -109,7 +111,7 @@ def noisy() -> Any:
     """A network with dropout and batch normalisation: a jitted step and its first state."""
     apply, params, statistics = network(dropout=0.5, batchnorm=True)
     optimizer = make_optimizer(CONFIG, params)
-    step = jax.jit(make_train_step(apply, optimizer, ()))
+    step = jax.jit(make_train_step(apply, optimizer, ()), compiler_options=QUICK)
     return step, first_state(params, statistics, optimizer), apply
 
 
@@ -161,7 +163,7 @@ def test_prediction_changes_no_statistics_and_drops_nothing(noisy):
     image = jnp.asarray(BATCH["image"])
     _, statistics = apply(state.params, state.statistics, image)
     assert statistics is state.statistics
-    predict = jax.jit(make_predict_step(apply))
+    predict = jax.jit(make_predict_step(apply), compiler_options=QUICK)
     together = predict(state.params, state.statistics, image)
     np.testing.assert_array_equal(together, predict(state.params, state.statistics, image))
     # A scan's result does not depend on what else is in the batch.
@@ -174,7 +176,8 @@ def test_prediction_changes_no_statistics_and_drops_nothing(noisy):
 def test_prediction_gives_probabilities():
     apply, params, statistics = network(outputs=1)
     image = jnp.asarray(BATCH["image"])
-    found = np.asarray(make_predict_step(apply)(params, statistics, image))
+    predict = jax.jit(make_predict_step(apply), compiler_options=QUICK)
+    found = np.asarray(predict(params, statistics, image))
     assert found.shape == (4, 6, 6, 6, 2)
     np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-6)
     logits, _ = apply(params, statistics, image)

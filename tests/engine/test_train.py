@@ -198,7 +198,7 @@ class TestRunDirectory:
     def test_the_network_learns_the_blob(self, run_dir: Path) -> None:
         entries = events(run_dir, "validation")
         assert [entry["step"] for entry in entries] == [20, 40]
-        assert entries[-1]["blob"] == entries[-1]["mean"] > 0.5
+        assert entries[-1]["blob"] > 0.5
         losses = [entry["loss"] for entry in events(run_dir, "train")]
         assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
@@ -357,7 +357,8 @@ class TestValidation:
         assert found["mean"] == 1
 
     def test_no_class_anywhere_is_no_warning(self) -> None:
-        assert math.isnan(self.scores(([0, 0], [0, 0]))["mean"])
+        found = self.scores(([0, 0], [0, 0]))
+        assert all(math.isnan(value) for value in found.values())
 
     def test_no_case_no_score(self) -> None:
         assert self.scores() == {}
