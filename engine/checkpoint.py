@@ -1,6 +1,11 @@
 """Arrays to disk and back. The only file that knows Orbax."""
 
-from collections.abc import Mapping
+import gc
+import logging
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,23 +61,47 @@ def load_parameters(
     if not directory.is_dir():
         raise InputError(f"{directory} does not exist; is its parent a voxtune model directory?")
     try:
-        metadata = ocp.metadata(directory.absolute()).metadata
-        if not isinstance(metadata, Mapping):
-            raise ValueError("it has no readable metadata")
-        held = {path: tuple(leaf.shape) for path, leaf in flat(metadata).items()}
-        if held != dict(shapes):
-            wrong = sorted(held.items() ^ shapes.items())[0]
-            raise InputError(
-                f"{directory} does not hold the parameters that model.json asks for: they differ "
-                f"at {wrong[0]} {wrong[1]}."
-            )
-        wanted = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
-        return flat(ocp.load(directory.absolute(), nested(wanted)))
+        with _without_aftermath():
+            return _load(directory, shapes)
     except _BROKEN as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{directory} cannot be read as a checkpoint ({reason}); convert or train again."
         ) from error
+
+
+def _load(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    metadata = ocp.metadata(directory.absolute()).metadata
+    if not isinstance(metadata, Mapping):
+        raise ValueError("it has no readable metadata")
+    held = {path: tuple(leaf.shape) for path, leaf in flat(metadata).items()}
+    if held != dict(shapes):
+        wrong = sorted(held.items() ^ shapes.items())[0]
+        raise InputError(
+            f"{directory} does not hold the parameters that model.json asks for: they differ "
+            f"at {wrong[0]} {wrong[1]}."
+        )
+    wanted = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
+    return flat(ocp.load(directory.absolute(), nested(wanted)))
+
+
+@contextmanager
+def _without_aftermath() -> Iterator[None]:
+    """Keeps Orbax's abandoned tasks quiet: on a damaged file they report themselves when they are
+    collected, as dozens of lines round the one sentence that a person needs."""
+    logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the tasks
+        raise
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook
+        logger.setLevel(level)
 
 
 class Checkpoints:

@@ -14,7 +14,14 @@ from voxtune.converters.to_flax import Conversion, Tensor, convert
 from voxtune.converters.verify import TOLERANCE, Comparison, compare_golden
 from voxtune.engine.config import Convert
 from voxtune.engine.conform import check_target
-from voxtune.engine.model_dir import MARKER, Contract, LabelClass, ModelSpec, write_model
+from voxtune.engine.model_dir import (
+    MARKER,
+    Contract,
+    LabelClass,
+    ModelSpec,
+    check_threshold,
+    write_model,
+)
 from voxtune.engine.output import check_free
 from voxtune.models.errors import InputError
 
@@ -82,8 +89,9 @@ def _spec(model: KerasModel, conversion: Conversion, config: Convert) -> ModelSp
             f"each size must be a multiple of {multiple}."
         )
     check_target(contract.orientation, contract.spacing_mm)
+    check_threshold(contract.threshold)
     outputs = max(2, recognised.arguments["outputs"])
-    names = config.classes or _published_names(model.path) or _plain_names(outputs)
+    names = config.classes or _published_names(model.path, outputs) or _plain_names(outputs)
     if len(names) != outputs:
         raise InputError(
             f"--classes names {len(names)} classes, but {model.path} tells {outputs} apart."
@@ -101,13 +109,14 @@ def _plain_names(outputs: int) -> tuple[str, ...]:
     return ("background", *(f"class {value}" for value in range(1, outputs)))
 
 
-def _published_names(model_json: Path) -> tuple[str, ...] | None:
-    """Class names in the colormap.json that brainchop keeps beside a model.json."""
+def _published_names(model_json: Path, outputs: int) -> tuple[str, ...] | None:
+    """Class names in the colormap.json that brainchop keeps beside a model.json, if they fit."""
     try:
         labels = json.loads((model_json.parent / "colormap.json").read_text())["labels"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return tuple(map(str, labels)) if isinstance(labels, list) else None
+    fits = isinstance(labels, list) and len(labels) == outputs
+    return tuple(map(str, labels)) if fits else None
 
 
 def _tensor_table(tensors: tuple[Tensor, ...]) -> Table:

@@ -85,7 +85,8 @@ def found_classes(pairs: Sequence[tuple[Volume, Volume]]) -> tuple[LabelClass, .
     """A class for each label value in some scans, and background (0)."""
     values = {0}.union(*(np.unique(label.data).tolist() for _, label in pairs))
     return tuple(
-        LabelClass(value, f"class {value}" if value else "background") for value in sorted(values)
+        LabelClass(value, f"class {value}" if value else "background")
+        for value in sorted(values, key=lambda value: (value != 0, value))  # background first
     )
 
 

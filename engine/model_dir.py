@@ -11,14 +11,25 @@ import jax
 import numpy as np
 
 from voxtune.engine.checkpoint import load_parameters, save_parameters
+from voxtune.engine.conform import check_target
 from voxtune.engine.intensity import IntensityKind
 from voxtune.engine.output import new_folder
 from voxtune.models.errors import InputError
 from voxtune.models.families import Network
+from voxtune.models.layers import ACTIVATIONS
 from voxtune.models.parameters import assemble, shapes
 
 MARKER = "model.json"
 _FORMAT, _VERSION = "voxtune model", 1
+_MALFORMED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 Number = TypeVar("Number", int, float)
 
 
@@ -125,19 +136,20 @@ def read_model(folder: Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
         if (document.pop("format"), document.pop("version")) != (_FORMAT, _VERSION):
             raise ValueError(f"it is not a '{_FORMAT}' of version {_VERSION}")
         spec = _spec(document)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}; make the model again.") from error
-    _check_channels(spec, folder)
-    return spec, load_parameters(folder / "params", shapes(spec.family, spec.arguments))
+        wanted = shapes(spec.family, spec.arguments)
+    except (InputError, *_MALFORMED) as error:
+        raise InputError(f"{path} cannot be read ({error}); convert or train again.") from error
+    return spec, load_parameters(folder / "params", wanted)
 
 
-def _check_channels(spec: ModelSpec, folder: Path) -> None:
-    channels = spec.arguments["channels"]
-    if channels != 1:
-        raise InputError(
-            f"{folder} holds a network of {channels} input channels; voxtune gives networks one "
-            "scan a subject for now."
-        )
+def check_threshold(threshold: float) -> None:
+    """Makes sure that a threshold is a probability.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        raise InputError(f"The threshold {threshold} is no probability; give 0 to 1.")
 
 
 def _spec(document: dict[str, Any]) -> ModelSpec:
@@ -154,6 +166,13 @@ def _spec(document: dict[str, Any]) -> ModelSpec:
     )
     if spec.contract.intensity not in get_args(IntensityKind):
         raise ValueError(f"no intensity scaling is called '{spec.contract.intensity}'")
+    check_target(spec.contract.orientation, spec.contract.spacing_mm)
+    check_threshold(spec.contract.threshold)
+    if spec.arguments.get("activation", "relu") not in ACTIVATIONS:
+        raise ValueError(f"no activation is called '{spec.arguments['activation']}'")
+    channels = spec.arguments.get("channels", 1)
+    if channels != 1:
+        raise ValueError(f"its network takes {channels} channels, voxtune gives one for now")
     outputs = spec.arguments["outputs"]
     expected = 2 if outputs == 1 else outputs
     if len(spec.classes) != expected:
@@ -163,6 +182,6 @@ def _spec(document: dict[str, Any]) -> ModelSpec:
 
 def _three(values: Any, kind: type[Number]) -> tuple[Number, Number, Number]:
     first, second, third = (kind(value) for value in values)
-    if min(first, second, third) <= 0:
+    if not min(first, second, third) > 0:
         raise ValueError(f"{values} is not three sizes above zero")
     return first, second, third

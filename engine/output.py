@@ -20,7 +20,7 @@ def check_free(folder: Path, overwrite: bool, marker: str) -> None:
     Raises:
         InputError: it exists and may not be replaced, or its parent cannot be written.
     """
-    if folder.is_symlink() or folder.absolute() == Path.cwd():
+    if folder.is_symlink() or folder.resolve() == Path.cwd():
         raise InputError(f"{folder} is a link or the current folder; name a folder to make.")
     if folder.exists():
         if not overwrite:

@@ -120,7 +120,8 @@ def predict(
 ) -> list[Path]:
     """Segments scans; each label volume lies on its scan's own grid.
 
-    Every scan is read before the first is predicted, so that a bad one is found at once.
+    Every scan is read and conformed before the first is predicted, so that a bad one is found
+    before anything is written.
 
     Args:
         model_dir: model directory.
@@ -147,7 +148,7 @@ def predict(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another folder.")
     for _, path in scans:
-        load_image(path)
+        network_image(load_image(path), spec.contract)
     mesh = data_mesh()
     apply, params, statistics = split(spec.network(parameters))
     params, statistics = jax.device_put((params, statistics), on_all(mesh))
@@ -171,11 +172,17 @@ def segment(
 ) -> np.ndarray:
     """Class indices on the scan's own grid `[D, H, W]`."""
     image, grid = network_image(scan, spec.contract)
-    probabilities = predictor(params, statistics, image)
+    return to_scan_grid(grid, contested(predictor(params, statistics, image), spec))
+
+
+def contested(probabilities: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    """Probabilities `[..., K]` of which the largest wins, changed in place.
+
+    The class of a one-class network wins above the contract's threshold: a contest with a constant.
+    """
     if spec.arguments["outputs"] == 1:
-        # The class wins where its probability is above the threshold: a contest with a constant.
         probabilities[..., 0] = spec.contract.threshold
-    return to_scan_grid(grid, probabilities)
+    return probabilities
 
 
 def scans_of(paths: Sequence[Path], split: str | None) -> list[tuple[str, Path]]:

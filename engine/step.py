@@ -92,7 +92,7 @@ def make_train_step(
         (loss, aux), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         statistics, parts = aux
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
-        metrics = {"loss": loss, **parts, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {"loss": loss, **parts, "gradient_norm": optax.tree.norm(gradients)}
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, statistics, moments, state.key), metrics
 

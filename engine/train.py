@@ -28,7 +28,7 @@ from voxtune.engine.mesh import check_batch, data_mesh, on_all, over_data
 from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model, write_model
 from voxtune.engine.optimizer import HEAD, learning_rates, make_optimizer
 from voxtune.engine.output import check_free
-from voxtune.engine.predict import Predictor
+from voxtune.engine.predict import Predictor, contested
 from voxtune.engine.step import TrainState, make_train_step, split
 from voxtune.engine.subjects import Subject, read_subjects
 from voxtune.models.errors import InputError
@@ -139,10 +139,10 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
                 shown = f"loss {values['loss']:.3f}  {rate:.2f} blocks/s"
             display.step(step, shown)
             if step % config.validate_every == 0 or step == config.steps:
-                scores = validate(predictor, state, validation_cases, classes)
+                scores = validate(predictor, state, validation_cases, start.spec)
                 checkpoints.save(step, state, scores)
                 if scores:
-                    log.write(event="validation", step=step, **scores)
+                    log.write(event="validation", step=step, dice=scores)
                     listed = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
                     display.line(f"validation at step {step}: Dice {listed}")
                 since = time.perf_counter()
@@ -216,7 +216,7 @@ def split_subjects(
 
 
 def validate(
-    predictor: Predictor, state: TrainState, cases: Sequence[Case], classes: Sequence[LabelClass]
+    predictor: Predictor, state: TrainState, cases: Sequence[Case], spec: ModelSpec
 ) -> dict[str, float]:
     """Mean Dice over cases of each class but background, and their mean, by name.
 
@@ -226,18 +226,19 @@ def validate(
     found: list[list[float]] = []
     for case in cases:
         inside = case.label != IGNORE
-        predicted = predictor(state.params, state.statistics, case.image).argmax(axis=-1)
+        probabilities = predictor(state.params, state.statistics, case.image)
+        predicted = contested(probabilities, spec).argmax(axis=-1)
         found.append(
             [
                 dice((predicted == index) & inside, case.label == index)
-                for index in range(1, len(classes))
+                for index in range(1, len(spec.classes))
             ]
         )
     if not found:
         return {}
     scores = {
         each.name: float(np.nanmean(column)) if np.isfinite(column).any() else float("nan")
-        for each, column in zip(classes[1:], np.array(found).T, strict=True)
+        for each, column in zip(spec.classes[1:], np.array(found).T, strict=True)
     }
     if len(scores) > 1 and not np.isnan(list(scores.values())).all():
         scores["mean"] = float(np.nanmean(list(scores.values())))
@@ -256,12 +257,14 @@ class Log:
 
     def write(self, **entry: Any) -> None:
         """Appends an entry; numbers that JSON lacks (NaN) become null."""
-        clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in entry.items()
-        }
         with self._path.open("a") as stream:
-            stream.write(json.dumps(clean) + "\n")
+            stream.write(json.dumps(_finite(entry)) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_options(config: Finetune) -> None:
@@ -275,23 +278,28 @@ def _check_options(config: Finetune) -> None:
     wrong += [name for name in ("foreground", "hold_out") if not 0 <= getattr(config, name) <= 1]
     if config.train_subjects is not None and config.train_subjects < 1:
         wrong.append("train_subjects")
-    if config.warmup >= config.steps:
-        raise InputError(f"--warmup {config.warmup} must be below --steps {config.steps}.")
+    if not 0 <= config.seed < 2**32:
+        wrong.append("seed")
     if wrong:
         name = wrong[0]
         option = name.replace("_", "-")
         raise InputError(f"--{option} {getattr(config, name)} makes no sense; see --help.")
+    if config.warmup >= config.steps:
+        raise InputError(f"--warmup {config.warmup} must be below --steps {config.steps}.")
 
 
 def _chosen_classes(config: Finetune) -> tuple[LabelClass, ...] | None:
     """The classes named with --labels, background first."""
     if config.labels is None:
         return None
-    classes = {}
+    classes = dict[int, LabelClass]()
     for text in config.labels:
         value, _, name = text.partition("=")
         if not value.strip().isdecimal() or not name.strip():
             raise InputError(f"--labels takes VALUE=NAME, such as 1=lesion; '{text}' is not that.")
+        taken = {"mean", *(each.name for each in classes.values())}  # the log has a mean
+        if int(value) in classes or name.strip() in taken:
+            raise InputError(f"--labels: the value or the name of '{text}' is taken already.")
         classes[int(value)] = LabelClass(int(value), name.strip())
     classes.setdefault(0, LabelClass(0, "background"))
     return tuple(classes[value] for value in sorted(classes))

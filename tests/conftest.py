@@ -8,7 +8,11 @@ import pytest
 # Before anything imports jax or keras, which read these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Compiling is most of the time of these tests, so the compiler is told to try less hard.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+)
 
 
 @pytest.fixture(scope="session")

@@ -198,7 +198,7 @@ class TestRunDirectory:
     def test_the_network_learns_the_blob(self, run_dir: Path) -> None:
         entries = events(run_dir, "validation")
         assert [entry["step"] for entry in entries] == [20, 40]
-        assert entries[-1]["blob"] > 0.5
+        assert entries[-1]["dice"]["blob"] > 0.5
         losses = [entry["loss"] for entry in events(run_dir, "train")]
         assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
@@ -340,7 +340,10 @@ class TestValidation:
         echo: Any = lambda params, statistics, image: image  # noqa: E731
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            return validate(echo, state, cases, CLASSES)
+            spec = dataclasses.replace(
+                SPEC, arguments={**SPEC.arguments, "outputs": len(CLASSES)}, classes=CLASSES
+            )
+            return validate(echo, state, cases, spec)
 
     def test_mean_of_cases_then_of_classes(self) -> None:
         """blob: 2·1/(2+1) = 2/3 and 1; other: 1 and, being nowhere in the second, left out."""
