@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from voxtune.converters.errors import ConversionError
+from voxtune.converters.errors import ConversionError, quoted
 from voxtune.converters.keras_file import KerasLayer, KerasModel
 from voxtune.models.layers import ACTIVATIONS
 
@@ -79,8 +79,22 @@ class _Graph:
 # --- a Keras file as operations --------------------------------------------------------------
 
 
-def _triple(value: Any) -> tuple[int, ...]:
-    return (value,) * 3 if isinstance(value, int) else tuple(value)
+def _positive(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{value!r} is no whole number above zero")
+    return value
+
+
+def _triple(value: Any) -> tuple[int, int, int]:
+    first, second, third = (value,) * 3 if isinstance(value, int) else value
+    return _positive(first), _positive(second), _positive(third)
+
+
+def _name(value: Any) -> str:
+    """The name of an activation; functions of a person's own are written as something else."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no activation's name")
+    return value
 
 
 def _conv(layer: KerasLayer) -> dict[str, Any]:
@@ -88,7 +102,7 @@ def _conv(layer: KerasLayer) -> dict[str, Any]:
     size = _triple(config["kernel_size"])
     padding = "same" if size == (1, 1, 1) else config.get("padding", "valid")
     return {
-        "filters": config["filters"],
+        "filters": _positive(config["filters"]),
         "size": size,
         "dilation": _triple(config.get("dilation_rate", 1)),
         "strides": _triple(config.get("strides", 1)),
@@ -104,7 +118,7 @@ def _up(layer: KerasLayer) -> dict[str, Any]:
     # Where the kernel equals the stride, blocks do not touch and both paddings are the same.
     padding = "same" if size == strides else config.get("padding", "valid")
     return {
-        "filters": config["filters"],
+        "filters": _positive(config["filters"]),
         "size": size,
         "strides": strides,
         "padding": padding,
@@ -148,7 +162,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[KerasLayer], dict[str, Any]]]] = {
     "MaxPooling3D": ("pool", _pool),
     "Concatenate": ("concat", _concat),
     "Dropout": ("dropout", lambda layer: {"rate": layer.config["rate"]}),
-    "Activation": ("activation", lambda layer: {"function": layer.config["activation"]}),
+    "Activation": ("activation", lambda layer: {"function": _name(layer.config["activation"])}),
     "ELU": (
         "activation",
         lambda layer: {"function": "elu", **_unless(layer, "alpha", 1.0)},
@@ -188,8 +202,8 @@ def _operations(model: KerasModel) -> list[Operation]:
         layer = layers[name]
         if layer.config.get("data_format") == "channels_first":
             raise ConversionError(
-                f"{model.path}: layer '{name}' is channels-first, which voxtune does not convert "
-                "yet; save the network with data_format='channels_last'."
+                f"{model.path}: layer {quoted(name)} is channels-first, which voxtune does not "
+                "convert yet; save the network with data_format='channels_last'."
             )
         inputs = [position[source] for source in layer.inputs]
         if layer.class_name == "InputLayer":
@@ -197,18 +211,18 @@ def _operations(model: KerasModel) -> list[Operation]:
             continue
         if layer.class_name not in _KINDS:
             raise ConversionError(
-                f"{model.path}: layer '{name}' is a {layer.class_name}, which voxtune does not "
-                f"convert yet; it knows {', '.join(_KINDS)}."
+                f"{model.path}: layer {quoted(name)} is a {quoted(layer.class_name)}, which "
+                f"voxtune does not convert yet; it knows {', '.join(_KINDS)}."
             )
         kind, attributes = _KINDS[layer.class_name]
         try:
             position[name] = graph.add(kind, name, inputs, **attributes(layer))
+            function = _name(layer.config.get("activation") or "linear")
         except (KeyError, TypeError, ValueError) as error:
             raise ConversionError(
-                f"{model.path}: the settings of layer '{name}' ({layer.class_name}) cannot be "
-                f"read ({error!r}); is the file damaged?"
+                f"{model.path}: the settings of layer {quoted(name)} ({layer.class_name}) cannot "
+                f"be converted ({quoted(error)})."
             ) from error
-        function = layer.config.get("activation") or "linear"
         if kind in ("conv", "up") and function != "linear":
             position[name] = graph.add("activation", name, [position[name]], function=function)
     return graph.operations
@@ -232,8 +246,6 @@ def _in_order(model: KerasModel, layers: Mapping[str, KerasLayer]) -> list[str]:
             continue
         stack.append((name, True))
         stack.extend((source, False) for source in reversed(layers[name].inputs))
-        if len(stack) > 4 * sum(len(layer.inputs) + 1 for layer in layers.values()):
-            raise ConversionError(f"{model.path}: its layers read each other in a circle.")
     return order
 
 
@@ -349,6 +361,12 @@ def recognise(model: KerasModel) -> Recognised:
     operations = _operations(model)
     kept, output_activation = _without_output_activation(operations)
     convs = [each for each in kept if each.kind == "conv"]
+    outputs = convs[-1].attributes["filters"] if convs else 0
+    if (output_activation, outputs == 1) in (("sigmoid", False), ("softmax", True)):
+        raise ConversionError(
+            f"{model.path} ends in a {output_activation} over {outputs} outputs; voxtune converts "
+            "a sigmoid of one output, or a softmax of several."
+        )
     if len(convs) < 2:
         raise ConversionError(
             f"{model.path} holds a network with {len(convs)} Conv3D layers; voxtune converts "
@@ -382,7 +400,7 @@ def _without_output_activation(operations: list[Operation]) -> tuple[list[Operat
 def _first_difference(found: Sequence[Operation], wanted: Sequence[Operation]) -> str | None:
     for here, there in zip(found, wanted, strict=False):
         if not here.same_as(there):
-            return f"layer '{here.name}' is {here} where {there} is expected"
+            return f"layer {quoted(here.name)} is {here} where {there} is expected"
     if len(found) != len(wanted):
         return f"it has {len(found)} operations where {len(wanted)} are expected"
     return None

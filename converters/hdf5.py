@@ -71,7 +71,7 @@ def _longest_text(path: Path) -> int:
     longest = 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         # Superblock 0 and 1 keep the widths of offsets and lengths at byte 13, 2 and 3 at byte 9.
-        widths = 13 if data[8] < 2 else 9
+        widths = 13 if data[8:9] in (b"\0", b"\1") else 9
         sane = data[widths : widths + 2] == b"\x08\x08"
         left = len(data)
         for heap in re.finditer(rb"GCOL\x01\0\0\0", data):

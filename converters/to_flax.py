@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from voxtune.converters.errors import ConversionError
+from voxtune.converters.errors import ConversionError, quoted
 from voxtune.converters.families import Recognised, recognise
 from voxtune.converters.keras_file import KerasModel
 from voxtune.models.families import Network
@@ -66,7 +66,7 @@ def convert(model: KerasModel) -> Conversion:
     tensors: list[Tensor] = []
     for layer in model.layers:
         for weight, value in layer.weights.items():
-            keras = f"{layer.name}/{weight}"
+            keras = quoted(f"{layer.name}/{weight}", limit=200)[1:-1]
             holder = recognised.weighted.get(layer.name)
             path = f"{holder}/{_NORM_NAMES.get(weight, weight)}"
             if holder is None or path not in wanted or path in parameters:

@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     # Orbax and JAX warn of things that a person at the terminal can do nothing about.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    console = Console()
+    # Names come from people and files: none of them is markup. Tables need some width in a log.
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 100)
     try:
         return run(command, console)
     except InputError as error:
@@ -77,7 +78,7 @@ def run(command: config.Command, console: Console) -> int:
             from voxtune.engine.subjects import read_subjects
 
             subjects = read_subjects(command.subjects, split=command.split)
-            subjects = subjects[: command.rows]
+            subjects = subjects[: max(1, command.rows)]
             draw_predictions(command.predictions_dir, subjects, command.output, command.overwrite)
             console.print(f"wrote {command.output}", highlight=False, soft_wrap=True)
         case config.Phantom():

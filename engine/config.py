@@ -21,8 +21,8 @@ class Convert:
     """.npz with 'x', 'y' and layers' results to compare with; exit status 1 above 1e-4."""
     orientation: str | None = None
     """Directions of the three axes that the network was trained with, RAS or LIA for example."""
-    spacing: tuple[float, float, float] | None = None
-    """Voxel size that the network was trained with, mm."""
+    spacing: tuple[float, float, float] | Literal["own"] | None = None
+    """Voxel size that the network was trained with, mm; 'own' leaves each scan its own."""
     intensity: Literal["zscore", "minmax", "quantile", "none"] | None = None
     """Intensity scaling that the network was trained with."""
     block: Block | None = None
@@ -47,8 +47,8 @@ class Finetune:
     """Folder to make; its subfolder 'model' is the new model directory."""
     steps: int = 300
     """Training steps."""
-    batch: int = 2
-    """Blocks a step, over all devices."""
+    batch: int | None = None
+    """Blocks a step, over all devices; by default 2, or one for each device if that is more."""
     block: Block | None = None
     """Shape of a block in the network's orientation, voxels; by default the model's."""
     trunk_lr: float = 1e-3
@@ -132,7 +132,7 @@ class Picture:
     split: Literal["train", "validation", "test"] | None = None
     """Of the subjects table, this split alone."""
     rows: int = 4
-    """Scans to draw at most."""
+    """Scans to draw, the first of them."""
     overwrite: bool = False
     """Replace the PNG file if it is there."""
 

@@ -15,7 +15,6 @@ from voxtune.converters.verify import TOLERANCE, Comparison, compare_golden
 from voxtune.engine.config import Convert
 from voxtune.engine.conform import check_target
 from voxtune.engine.model_dir import (
-    MARKER,
     Contract,
     LabelClass,
     ModelSpec,
@@ -24,6 +23,7 @@ from voxtune.engine.model_dir import (
 )
 from voxtune.engine.output import check_free
 from voxtune.models.errors import InputError
+from voxtune.models.families import abstract
 
 # What the two makers of these networks did to a scan. Nobrainer writes its training records in RAS
 # with whole-volume z-scores, conformed to 1 mm, and predicts in blocks of 128³ above 0.3. The
@@ -43,7 +43,7 @@ def convert_file(config: Convert, console: Console) -> bool:
     Raises:
         InputError: the file, the golden file or an option is bad, or the model directory exists.
     """
-    check_free(config.model_dir, config.overwrite, MARKER)
+    check_free(config.model_dir, config.overwrite)
     model = read_keras_file(config.keras_file)
     conversion = convert(model)
     spec = _spec(model, conversion, config)
@@ -59,11 +59,18 @@ def convert_file(config: Convert, console: Console) -> bool:
     write_model(config.model_dir, spec, parameters, history=record, overwrite=config.overwrite)
     total = sum(value.size for value in parameters.values())
     contract = spec.contract
-    spacing = "own" if contract.spacing_mm is None else " x ".join(map(str, contract.spacing_mm))
+    voxels = contract.spacing_mm and " x ".join(f"{size:g}" for size in contract.spacing_mm)
+    block = " x ".join(map(str, contract.block))
+    assumed = [
+        f"--{name}"
+        for name in ("orientation", "spacing", "intensity", "block", "threshold")
+        if getattr(config, name) is None
+    ]
     for line in (
         f"{spec.family}: {len(parameters)} tensors, {total:,} values, none left over",
-        f"scans will be given to it as {contract.orientation}, {spacing} mm, {contract.intensity} "
-        "(change with --orientation, --spacing, --intensity)",
+        f"contract: {contract.orientation}, {voxels or 'own'} mm, {contract.intensity}, "
+        f"blocks of {block} voxels, threshold {contract.threshold:g}",
+        f"a Keras file does not say these; check those assumed: {', '.join(assumed) or 'none'}",
         f"wrote {config.model_dir}",
     ):
         console.print(line, highlight=False, soft_wrap=True)
@@ -73,16 +80,23 @@ def convert_file(config: Convert, console: Console) -> bool:
 def _spec(model: KerasModel, conversion: Conversion, config: Convert) -> ModelSpec:
     recognised = conversion.recognised
     usual = BRAINCHOP if model.format.startswith("TF.js") else NOBRAINER
-    multiple = conversion.network().min_multiple
+    if recognised.arguments["channels"] != 1:
+        raise InputError(
+            f"{model.path} takes {recognised.arguments['channels']} channels; voxtune gives "
+            "networks one scan a subject for now."
+        )
+    multiple = abstract(recognised.family, recognised.arguments).min_multiple
     chosen = {
         "orientation": config.orientation,
-        "spacing_mm": config.spacing,
+        "spacing_mm": config.spacing if config.spacing != "own" else None,
         "intensity": config.intensity,
         "block": config.block,
         "threshold": config.threshold,
     }
     given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     contract = dataclasses.replace(usual, **given)
+    if config.spacing == "own":
+        contract = dataclasses.replace(contract, spacing_mm=None)
     if min(contract.block) < 1 or any(size % multiple for size in contract.block):
         raise InputError(
             f"--block {' '.join(map(str, contract.block))} does not suit this {recognised.family}: "
@@ -91,7 +105,9 @@ def _spec(model: KerasModel, conversion: Conversion, config: Convert) -> ModelSp
     check_target(contract.orientation, contract.spacing_mm)
     check_threshold(contract.threshold)
     outputs = max(2, recognised.arguments["outputs"])
-    names = config.classes or _published_names(model.path, outputs) or _plain_names(outputs)
+    brainchop = usual is BRAINCHOP
+    published = _published_names(model.path, outputs) if brainchop else None
+    names = config.classes or published or _plain_names(outputs)
     if len(names) != outputs:
         raise InputError(
             f"--classes names {len(names)} classes, but {model.path} tells {outputs} apart."

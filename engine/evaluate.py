@@ -21,8 +21,8 @@ from voxtune.models.errors import InputError
 
 Key = TypeVar("Key", str, int)
 
-# Columns that fit on a terminal; with more classes the table of subjects shows their mean only.
 CLASSES = "classes.csv"  # names of the classes, beside the predictions
+# Columns that fit on a terminal; with more classes the table of subjects shows their mean only.
 _MAX_CLASS_COLUMNS = 6
 
 
@@ -141,9 +141,11 @@ def write_csv(rows: Sequence[Row], path: str | Path, overwrite: bool = False) ->
         InputError: the file exists and may not be overwritten, or cannot be written.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already: give another name, or allow it to be overwritten")
     header = ("subject", "value", "class", "dice", "predicted_ml", "true_ml", "difference_ml")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already: give another name, or pass --overwrite")
+    if path.exists() and path.read_bytes()[:200].splitlines()[:1] != [",".join(header).encode()]:
+        raise InputError(f"{path} is no table that voxtune wrote: give another name")
     with written_beside(path) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)

@@ -1,5 +1,8 @@
 """Devices as a mesh, and where arrays lie on it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -35,6 +38,24 @@ def over_data(mesh: Mesh) -> NamedSharding:
 def on_all(mesh: Mesh) -> NamedSharding:
     """Arrays of which each device has the whole."""
     return NamedSharding(mesh, P())
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Says in a sentence that memory ran out, the host's or a device's.
+
+    Raises:
+        InputError: it did.
+    """
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise InputError(
+                "There is not enough memory for blocks of this size; lower --block or --batch, or "
+                "convert the network with a smaller --block."
+            ) from error
+        raise
 
 
 def check_batch(batch: int, mesh: Mesh) -> None:

@@ -19,7 +19,7 @@ from voxtune.models.families import Network
 from voxtune.models.layers import ACTIVATIONS
 from voxtune.models.parameters import assemble, shapes
 
-MARKER = "model.json"
+DOCUMENT = "model.json"
 _FORMAT, _VERSION = "voxtune model", 1
 _MALFORMED = (
     OSError,
@@ -109,7 +109,7 @@ def write_model(
     Raises:
         InputError: the folder exists, or cannot be written.
     """
-    with new_folder(folder, overwrite, MARKER) as beside:
+    with new_folder(folder, overwrite) as beside:
         document = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(spec)}
         for name, content in {"model": document, **history}.items():
             (beside / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -125,10 +125,10 @@ def read_model(folder: Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     Raises:
         InputError: it is missing, broken, or its two parts do not fit each other.
     """
-    path = folder / MARKER
+    path = folder / DOCUMENT
     if not path.is_file():
         raise InputError(
-            f"{folder} is not a model directory: it has no {MARKER}; make one with "
+            f"{folder} is not a model directory: it has no {DOCUMENT}; make one with "
             "'voxtune convert', or give the folder 'model' of a run."
         )
     try:

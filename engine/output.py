@@ -8,14 +8,15 @@ from pathlib import Path
 
 from voxtune.models.errors import InputError
 
+MARKER = ".voxtune"  # in every folder that voxtune wrote; no other folder is ever replaced
 
-def check_free(folder: Path, overwrite: bool, marker: str) -> None:
+
+def check_free(folder: Path, overwrite: bool) -> None:
     """Makes sure that an output folder may be made.
 
     Args:
         folder: the folder to be written.
         overwrite: whether one that is there may be replaced.
-        marker: a file that tells a folder of ours; no other folder is ever deleted.
 
     Raises:
         InputError: it exists and may not be replaced, or its parent cannot be written.
@@ -26,10 +27,10 @@ def check_free(folder: Path, overwrite: bool, marker: str) -> None:
         if not overwrite:
             raise InputError(f"{folder} exists; choose another folder or pass --overwrite.")
         empty = folder.is_dir() and not any(folder.iterdir())
-        if not empty and not (folder / marker).is_file():
+        if not empty and not (folder / MARKER).is_file():
             raise InputError(
-                f"{folder} exists and holds no {marker}, so voxtune did not write it and will not "
-                "delete it; choose another folder."
+                f"{folder} was not written by voxtune (it holds no {MARKER}), so it is left alone; "
+                "choose another folder."
             )
     parent = next(each for each in folder.absolute().parents if each.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -46,18 +47,28 @@ def replace_folder(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and marks it as ours; one that is there is kept.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
+
+
 @contextmanager
-def new_folder(folder: Path, overwrite: bool, marker: str) -> Iterator[Path]:
+def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to fill, beside `folder`, which it becomes if all goes well and else is gone.
 
     Raises:
         InputError: as `check_free`, or the disk does not take it.
     """
-    check_free(folder, overwrite, marker)
+    check_free(folder, overwrite)
     beside = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+        make_folder(beside)
         yield beside
         replace_folder(beside, folder)
     except OSError as error:

@@ -213,7 +213,7 @@ def write_phantoms(
         )
     _check_drawable(seed, shape, spacing_mm)
     splits = ["train"] * train + ["validation"] * validation + ["test"] * test
-    with new_folder(out_dir, overwrite, marker=TABLE) as beside:
+    with new_folder(out_dir, overwrite) as beside:
         _fill(beside, kind, splits, seed, shape, spacing_mm)
     return out_dir / TABLE
 

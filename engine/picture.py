@@ -99,6 +99,8 @@ def draw_predictions(
     Raises:
         InputError: the picture exists and may not be overwritten, or a file is bad or missing.
     """
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path} must end in .png: name the picture so")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists: give another name, or pass --overwrite")
     rows: list[PictureRow] = []

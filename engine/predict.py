@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from voxtune.engine.conform import to_scan_grid
 from voxtune.engine.dataset import network_image, pad_to_block
 from voxtune.engine.evaluate import write_class_names
-from voxtune.engine.mesh import data_mesh, on_all, over_data
+from voxtune.engine.mesh import data_mesh, memory_errors, on_all, over_data
 from voxtune.engine.model_dir import ModelSpec, read_model
+from voxtune.engine.output import check_free, make_folder
 from voxtune.engine.step import Apply, make_predict_step, split
 from voxtune.engine.subjects import read_subjects
 from voxtune.engine.volume import Volume, load_image, save_label, stem
@@ -96,7 +97,7 @@ def outputs_of(scans: Sequence[Path], names: Sequence[str], folder: Path) -> lis
     """The label file of each scan.
 
     Raises:
-        InputError: two scans would have the same.
+        InputError: two scans would have the same, or one would replace its scan.
     """
     taken: dict[str, Path] = {}
     for scan, name in zip(scans, names, strict=True):
@@ -106,9 +107,12 @@ def outputs_of(scans: Sequence[Path], names: Sequence[str], folder: Path) -> lis
                 "predict them into two folders, or list them in a subjects table."
             )
         taken[name] = scan
+        if (folder / f"{name}.nii.gz").resolve() == scan.resolve():
+            raise InputError(f"{scan} would be replaced by its own labels; choose another folder.")
     return [folder / f"{name}.nii.gz" for name in names]
 
 
+@memory_errors()
 def predict(
     model_dir: Path,
     scans: Sequence[tuple[str, Path]],
@@ -143,10 +147,7 @@ def predict(
         raise InputError(f"--overlap {overlap} is not a share of a block; give 0 to 0.9.")
     spec, parameters = read_model(model_dir)
     outputs = outputs_of([path for _, path in scans], [name for name, _ in scans], folder)
-    if folder.exists() and not overwrite:
-        raise InputError(f"{folder} exists; choose another folder or pass --overwrite.")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; choose another folder.")
+    check_free(folder, overwrite)
     for _, path in scans:
         network_image(load_image(path), spec.contract)
     mesh = data_mesh()
@@ -154,7 +155,7 @@ def predict(
     params, statistics = jax.device_put((params, statistics), on_all(mesh))
     predictor = Predictor(apply, spec.contract.block, overlap, mesh)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}.") from error
     write_class_names(folder, spec.names)

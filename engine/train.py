@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import platform
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -24,18 +25,17 @@ from voxtune.engine.dataset import Case, batches, found_classes, make_case, read
 from voxtune.engine.display import Display
 from voxtune.engine.evaluate import dice
 from voxtune.engine.losses import IGNORE
-from voxtune.engine.mesh import check_batch, data_mesh, on_all, over_data
+from voxtune.engine.mesh import check_batch, data_mesh, memory_errors, on_all, over_data
 from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model, write_model
 from voxtune.engine.optimizer import HEAD, learning_rates, make_optimizer
-from voxtune.engine.output import check_free
+from voxtune.engine.output import check_free, make_folder
 from voxtune.engine.predict import Predictor, contested
 from voxtune.engine.step import TrainState, make_train_step, split
 from voxtune.engine.subjects import Subject, read_subjects
+from voxtune.engine.volume import Volume
 from voxtune.models.errors import InputError
 from voxtune.models.families import abstract, build
 from voxtune.models.parameters import by_path
-
-MARKER = "config.json"
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Start:
     origin: dict[str, str]
 
 
+@memory_errors()
 def finetune(config: Finetune, console: Console) -> dict[str, float]:
     """Runs one fine-tuning.
 
@@ -65,28 +66,22 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
         InputError: the model, the table, a scan or an option is bad, or the run exists.
     """
     _check_options(config)
-    check_free(config.run_dir, config.overwrite, MARKER)
+    check_free(config.run_dir, config.overwrite)
     spec, parameters = read_model(config.model_dir)
     mesh = data_mesh(config.devices)
-    check_batch(config.batch, mesh)
+    batch = config.batch if config.batch is not None else max(2, mesh.size)
+    check_batch(batch, mesh)
+    config = dataclasses.replace(config, batch=batch)
     train, validation = split_subjects(read_subjects(config.subjects), config)
     train_pairs, validation_pairs = read_pairs(train), read_pairs(validation)
-    classes = _chosen_classes(config) or found_classes(train_pairs)
-    if len(classes) > IGNORE:
-        raise InputError(
-            f"{config.subjects} has {len(classes)} label values, {IGNORE} are the most; name the "
-            "classes with --labels, or merge some."
-        )
+    classes = _classes(config, spec, train_pairs)
     contract = _contract(spec, config)
     start = make_start(spec, parameters, classes, contract, config)
     train_cases, validation_cases = (
-        [
-            make_case(subject.name, image, label, contract, classes)
-            for subject, (image, label) in zip(subjects, pairs, strict=True)
-        ]
+        # A pair is let go as its case is made: scans take memory.
+        [make_case(subject.name, *pairs.pop(0), contract, classes) for subject in subjects]
         for subjects, pairs in ((train, train_pairs), (validation, validation_pairs))
     )
-    del train_pairs, validation_pairs
     _announce(start, train, validation, mesh.size, config, console)
 
     apply, params, statistics = split(start.spec.network(start.parameters))
@@ -99,22 +94,24 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
         key=jax.random.key(config.seed),
     )
     state = jax.device_put(state, on_all(mesh))
-    data = batches(train_cases, contract.block, config.batch, config.foreground, config.seed)
+    data = batches(train_cases, contract.block, batch, config.foreground, config.seed)
     train_step = jax.jit(
-        make_train_step(apply, optimizer, _flip_axes(config, contract)), donate_argnums=0
+        make_train_step(apply, optimizer, _flip_axes(config, contract)),
+        donate_argnums=0,
+        out_shardings=on_all(mesh),
     )
     predictor = Predictor(apply, contract.block, 0.25, mesh)
 
-    _make_run_folder(config.run_dir, config.overwrite)
-    _write_json(config.run_dir / MARKER, _record(config, train, validation, mesh))
-    _write_json(config.run_dir / "parameters.json", start.origin)
-    log = Log(config.run_dir / "metrics.jsonl")
     began = time.perf_counter()
     compiled = train_step.lower(state, _to_devices(data[0], mesh)).compile()
     seconds = time.perf_counter() - began
-    log.write(event="compiled", seconds=seconds)
     console.print(f"step compiled in {seconds:.1f} s", highlight=False)
 
+    _make_run_folder(config.run_dir, config.overwrite)
+    _write_json(config.run_dir / "config.json", _record(config, train, validation, mesh))
+    _write_json(config.run_dir / "parameters.json", start.origin)
+    log = Log(config.run_dir / "metrics.jsonl")
+    log.write(event="compiled", seconds=seconds)
     scores: dict[str, float] = {}
     feed = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
     checkpoints = Checkpoints(config.run_dir / "checkpoints")
@@ -123,14 +120,14 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
         since, waited, shown = time.perf_counter(), 0.0, ""
         for step in range(1, config.steps + 1):
             began = time.perf_counter()
-            batch = _to_devices(next(feed), mesh)
+            blocks = _to_devices(next(feed), mesh)
             waited += time.perf_counter() - began
-            state, metrics = compiled(state, batch)
+            state, metrics = compiled(state, blocks)
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in metrics.items()}
                 now = time.perf_counter()
                 steps = (step - 1) % config.log_every + 1
-                values["examples_per_second"] = steps * config.batch / (now - since)
+                values["examples_per_second"] = steps * batch / (now - since)
                 values["data_wait"] = waited / (now - since)
                 since, waited = now, 0.0
                 log.write(event="train", step=step, **values, **learning_rates(config, step - 1))
@@ -139,13 +136,15 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
                 shown = f"loss {values['loss']:.3f}  {rate:.2f} blocks/s"
             display.step(step, shown)
             if step % config.validate_every == 0 or step == config.steps:
+                began = time.perf_counter()
+                _check_finite(float(metrics["loss"]), step, config)
                 scores = validate(predictor, state, validation_cases, start.spec)
                 checkpoints.save(step, state, scores)
                 if scores:
                     log.write(event="validation", step=step, dice=scores)
                     listed = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
                     display.line(f"validation at step {step}: Dice {listed}")
-                since = time.perf_counter()
+                since += time.perf_counter() - began  # validation is not training
     trained = flat(state.params) | flat(state.statistics)
     history = {"finetune": _record(config, train, validation, mesh) | {"validation": scores}}
     write_model(config.run_dir / "model", start.spec, trained, history=history)
@@ -267,17 +266,43 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _classes(
+    config: Finetune, spec: ModelSpec, pairs: Sequence[tuple[Volume, Volume]]
+) -> tuple[LabelClass, ...]:
+    """The classes to learn: those named, the model's own where its head is kept, or those found."""
+    chosen = _chosen_classes(config)
+    if config.head == "keep":
+        return chosen or spec.classes
+    classes = chosen or found_classes(pairs)
+    present = {int(value) for _, label in pairs for value in np.unique(label.data)}
+    absent = [each for each in classes[1:] if each.value not in present]
+    if len(classes) < 2 or absent:
+        listed = _listed(absent) if absent else "any class but background"
+        raise InputError(
+            f"{config.subjects} has no voxel of {listed} in its training scans; "
+            "check the labels and the option --labels."
+        )
+    if len(classes) > IGNORE:
+        raise InputError(
+            f"{config.subjects} has {len(classes)} label values, {IGNORE} are the most; name the "
+            "classes with --labels, or merge some."
+        )
+    return classes
+
+
 def _check_options(config: Finetune) -> None:
-    at_least_one = ("steps", "batch", "validate_every", "log_every")
-    wrong = [name for name in at_least_one if getattr(config, name) < 1]
+    at_least_one = ("steps", "validate_every", "log_every", "train_subjects", "batch")
+    wrong = [
+        name
+        for name in at_least_one
+        if getattr(config, name) is not None and getattr(config, name) < 1
+    ]
     wrong += [
         name
         for name in ("trunk_lr", "head_lr", "weight_decay", "warmup")
         if not 0 <= getattr(config, name) < math.inf
     ]
     wrong += [name for name in ("foreground", "hold_out") if not 0 <= getattr(config, name) <= 1]
-    if config.train_subjects is not None and config.train_subjects < 1:
-        wrong.append("train_subjects")
     if not 0 <= config.seed < 2**32:
         wrong.append("seed")
     if wrong:
@@ -295,14 +320,15 @@ def _chosen_classes(config: Finetune) -> tuple[LabelClass, ...] | None:
     classes = dict[int, LabelClass]()
     for text in config.labels:
         value, _, name = text.partition("=")
-        if not value.strip().isdecimal() or not name.strip():
+        if not re.fullmatch(r"\s*-?\d+\s*", value) or not name.strip():
             raise InputError(f"--labels takes VALUE=NAME, such as 1=lesion; '{text}' is not that.")
         taken = {"mean", *(each.name for each in classes.values())}  # the log has a mean
         if int(value) in classes or name.strip() in taken:
             raise InputError(f"--labels: the value or the name of '{text}' is taken already.")
         classes[int(value)] = LabelClass(int(value), name.strip())
     classes.setdefault(0, LabelClass(0, "background"))
-    return tuple(classes[value] for value in sorted(classes))
+    background_first = sorted(classes, key=lambda value: (value != 0, value))
+    return tuple(classes[value] for value in background_first)
 
 
 def _contract(spec: ModelSpec, config: Finetune) -> Contract:
@@ -337,11 +363,11 @@ def _check_finite(loss: float, step: int, config: Finetune) -> None:
 
 
 def _make_run_folder(folder: Path, overwrite: bool) -> None:
-    check_free(folder, overwrite, MARKER)
+    check_free(folder, overwrite)
     try:
         if folder.exists():
             shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        make_folder(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}.") from error
 

@@ -19,7 +19,7 @@ COMMANDS = (
     "convert {pretrained} {out}/brain --golden {golden}"
     " --spacing 3 3 3 --block 48 48 48 --classes background brain",
     "finetune {out}/brain {out}/phantoms/subjects.csv {out}/run --labels 1=lesion"
-    " --steps 300 --validate-every 150 --log-every 30 --trunk-lr 5e-3 --head-lr 1e-2"
+    " --steps 360 --validate-every 180 --log-every 30 --trunk-lr 5e-3 --head-lr 1e-2"
     " --foreground 0.6",
     "predict {out}/run/model {out}/phantoms/subjects.csv --split test -o {out}/predictions",
     "evaluate {out}/predictions {out}/phantoms/subjects.csv --split test -o {out}/dice.csv",
@@ -35,7 +35,7 @@ def demo(config: Demo, console: Console) -> None:
     """
     from voxtune.engine.cli import main
 
-    check_free(config.out_dir, config.overwrite, "phantoms/subjects.csv")
+    check_free(config.out_dir, config.overwrite)
     began = time.perf_counter()
     places = {"out": config.out_dir, "pretrained": PRETRAINED, "golden": GOLDEN}
     quoted = {name: shlex.quote(str(path)) for name, path in places.items()}

@@ -63,6 +63,11 @@ def saved(model: keras.Model, folder: Path) -> KerasModel:
     return read_keras_file(path)
 
 
+@pytest.fixture(scope="module")
+def meshnet(tmp_path_factory: pytest.TempPathFactory) -> KerasModel:
+    return saved(keras_meshnet(), tmp_path_factory.mktemp("meshnet"))
+
+
 @pytest.mark.parametrize("make", [keras_meshnet, keras_unet])
 def test_every_layer_equals_keras(make: Callable[[], Any], tmp_path: Path) -> None:
     original = make()
@@ -114,11 +119,53 @@ def test_a_net_that_merely_resembles_a_family_is_refused(
         convert(saved(make(), tmp_path))
 
 
+def reconfigured(model: KerasModel, class_name: str, **settings: Any) -> KerasModel:
+    """The model with settings of its first layer of a class replaced."""
+    first = next(each for each in model.layers if each.class_name == class_name)
+    new = dataclasses.replace(first, config={**first.config, **settings})
+    return dataclasses.replace(
+        model, layers=tuple(new if each is first else each for each in model.layers)
+    )
+
+
+@pytest.mark.parametrize(
+    ("class_name", "settings"),
+    [
+        ("Activation", {"activation": {"class_name": "function", "config": "swoosh"}}),
+        ("Conv3D", {"activation": {"class_name": "function", "config": "swoosh"}}),
+        ("Conv3D", {"dilation_rate": []}),
+        ("Conv3D", {"dilation_rate": 0}),
+        ("Conv3D", {"dilation_rate": [[1], [1], [1]]}),
+        ("Conv3D", {"filters": {}}),
+        ("Conv3D", {"filters": None}),
+        ("Conv3D", {"kernel_size": "three"}),
+        ("BatchNormalization", {"axis": []}),
+        ("Dropout", {"rate": [0.5]}),
+    ],
+)
+def test_settings_that_cannot_be_are_a_sentence(
+    class_name: str, settings: dict[str, Any], meshnet: KerasModel
+) -> None:
+    with pytest.raises(ConversionError, match=r"model\.h5"):
+        convert(reconfigured(meshnet, class_name, **settings))
+
+
+@pytest.mark.parametrize(("head", "filters"), [("sigmoid", 4), ("softmax", 1)])
+def test_an_output_activation_that_does_not_suit_the_outputs_is_refused(
+    head: str, filters: int, tmp_path: Path
+) -> None:
+    inputs = layers.Input((8, 8, 8, 1))
+    x = layers.Activation("relu")(layers.Conv3D(2, 3, padding="same")(inputs))
+    x = layers.Activation(head)(layers.Conv3D(filters, 1)(x))
+    with pytest.raises(ConversionError, match=f"ends in a {head} over {filters} outputs"):
+        convert(saved(keras.Model(inputs, x), tmp_path))
+
+
 def test_an_unknown_layer_is_named(tmp_path: Path) -> None:
     x = inputs = layers.Input((8, 8, 8, 1))
     x = layers.Conv3D(2, 3)(x)
     x = layers.GaussianNoise(0.1, name="hiss")(x)
-    with pytest.raises(ConversionError, match="layer 'hiss' is a GaussianNoise"):
+    with pytest.raises(ConversionError, match="layer 'hiss' is a 'GaussianNoise'"):
         convert(saved(keras.Model(inputs, layers.Conv3D(2, 1)(x)), tmp_path))
 
 
@@ -135,8 +182,8 @@ def changed(model: KerasModel, layer: str, **weights: np.ndarray | None) -> Kera
     return dataclasses.replace(model, layers=tuple(map(change, model.layers)))
 
 
-def test_a_tensor_left_over_on_either_side_fails(tmp_path: Path) -> None:
-    model = saved(keras_meshnet(), tmp_path)
+def test_a_tensor_left_over_on_either_side_fails(meshnet: KerasModel) -> None:
+    model = meshnet
     conv = next(each for each in model.layers if each.class_name == "Conv3D")
     kernel = conv.weights["kernel"]
     with pytest.raises(ConversionError, match=f"'{conv.name}/mask' .* has no place"):

@@ -1,5 +1,6 @@
 """The command: help without JAX, and bad input ends in one line, status 2 and nothing written."""
 
+import gzip
 import json
 import os
 import shutil
@@ -282,6 +283,7 @@ def test_a_model_that_is_there_is_replaced_only_when_asked(
     assert "--overwrite" in refused("convert", tfjs, model_dir)
     assert main(["convert", str(tfjs), str(model_dir), "--overwrite"]) == 0
     assert {path.name for path in model_dir.iterdir()} == {
+        ".voxtune",
         "model.json",
         "params",
         "conversion.json",
@@ -686,9 +688,13 @@ def test_evaluate_writes_a_csv_once(
     assert "1.000" in capsys.readouterr().out
     assert (tmp_path / "scores.csv").read_text().startswith("subject,value,class,dice")
     assert "scores.csv exists" in refused(*command)
-    (tmp_path / "scores.csv").write_text("old")
+    with (tmp_path / "scores.csv").open("a") as stream:
+        stream.write("old")
     assert main([*command, "--overwrite"]) == 0
     assert "old" not in (tmp_path / "scores.csv").read_text()
+    before = table.read_bytes()
+    assert "no table that voxtune wrote" in refused(*command[:4], table, "--overwrite")
+    assert table.read_bytes() == before
 
 
 def test_evaluate_refuses(
@@ -704,3 +710,39 @@ def test_evaluate_refuses(
     assert "0 0 1 0" in sentence
     (predictions / "b.nii").unlink()
     assert "no prediction of b" in refused("evaluate", predictions, table)
+
+
+def test_predictions_never_replace_a_scan_or_a_strangers_folder(
+    refused: Callable[..., str], model_dir: Path, table: Path
+):
+    folder, scan = table.parent, table.parent / "a.nii"
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    command = ("predict", model_dir, scan, "-o", folder, "--overwrite")
+    assert "was not written by voxtune" in refused(*command)
+    (folder / ".voxtune").touch()
+    scan.rename(folder / "a.nii.gz")
+    (folder / "a.nii.gz").write_bytes(gzip.compress(before[scan]))
+    command = ("predict", model_dir, folder / "a.nii.gz", "-o", folder, "--overwrite")
+    assert "would be replaced by its own labels" in refused(*command)
+
+
+def test_a_training_split_without_a_labelled_voxel(
+    refused: Callable[..., str], model_dir: Path, table: Path
+):
+    for path in table.parent.glob("*_label.nii"):
+        save(path, np.zeros_like(LABEL))
+    assert "no voxel of any class but background" in refused(*finetune(model_dir, table))
+    sentence = refused(*finetune(model_dir, table, "--labels", "1=lesion"))
+    assert "no voxel of 1 lesion" in sentence
+
+
+def test_names_are_never_markup(model_dir: Path, table: Path, capsys: pytest.CaptureFixture[str]):
+    out = table.parent / "[/old]"
+    assert main(["predict", str(model_dir), str(table), "-o", str(out)]) == 0
+    assert "[/old]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["model5_gw_ae", "model11_gw_ae", "model18cls", "model20chan3cls"])
+def test_the_published_meshnets_convert(name: str, shared_data: Path, tmp_path: Path):
+    source = shared_data / "keras" / "brainchop" / name
+    assert main(["convert", str(source), str(tmp_path / "model")]) == 0

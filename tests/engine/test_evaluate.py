@@ -207,13 +207,21 @@ class TestCsv:
 
     def test_an_existing_file_is_kept_unless_asked(self, tmp_path: Path) -> None:
         path = tmp_path / "a.csv"
-        path.write_text("old")
+        write_csv(rows_of((0.5, 0.5)), path)
+        old = path.read_text()
         with pytest.raises(InputError, match="exists already"):
-            write_csv(rows_of((0.5, 0.5)), path)
-        assert path.read_text() == "old"
-        write_csv(rows_of((0.5, 0.5)), path, overwrite=True)
-        assert path.read_text().startswith("subject,")
+            write_csv(rows_of((0.25, 0.5)), path)
+        assert path.read_text() == old
+        write_csv(rows_of((0.25, 0.5)), path, overwrite=True)
+        assert path.read_text() != old
         assert list(tmp_path.iterdir()) == [path]
+
+    def test_a_table_of_someone_else_is_never_replaced(self, tmp_path: Path) -> None:
+        path = tmp_path / "subjects.csv"
+        path.write_text("subject,image,label\n")
+        with pytest.raises(InputError, match="no table that voxtune wrote"):
+            write_csv(rows_of((0.5, 0.5)), path, overwrite=True)
+        assert path.read_text() == "subject,image,label\n"
 
     def test_no_folder(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="cannot be written"):

@@ -92,7 +92,7 @@ def test_a_model_that_is_there_is_replaced_only_when_asked(model_dir: Path):
         write_model(model_dir, SPEC, PARAMETERS, history={})
     doubled = {path: 2 * value for path, value in PARAMETERS.items()}
     write_model(model_dir, SPEC, doubled, history={}, overwrite=True)
-    assert {path.name for path in model_dir.iterdir()} == {"model.json", "params"}
+    assert {path.name for path in model_dir.iterdir()} == {".voxtune", "model.json", "params"}
     found = read_model(model_dir)[1]
     assert all((found[path] == value).all() for path, value in doubled.items())
 

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from voxtune.engine.output import check_free, new_folder, replace_folder
+from voxtune.engine.output import MARKER, check_free, new_folder, replace_folder
 from voxtune.models.errors import InputError
-
-MARKER = "model.json"
 
 
 def tree(folder: Path) -> dict[str, str | None]:
@@ -29,7 +27,7 @@ def ours(tmp_path: Path) -> Path:
 
 def test_a_folder_appears_with_all_that_was_put_into_it(tmp_path: Path):
     folder = tmp_path / "not" / "there" / "yet"
-    with new_folder(folder, False, MARKER) as beside:
+    with new_folder(folder, False) as beside:
         (beside / MARKER).write_text("new")
         (beside / "sub").mkdir()
         assert not folder.exists()
@@ -37,7 +35,7 @@ def test_a_folder_appears_with_all_that_was_put_into_it(tmp_path: Path):
 
 
 def fill_and_fail(folder: Path, overwrite: bool, error: type[BaseException]) -> None:
-    with new_folder(folder, overwrite, MARKER) as beside:
+    with new_folder(folder, overwrite) as beside:
         (beside / MARKER).write_text("half")
         raise error
 
@@ -52,7 +50,7 @@ def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException]):
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path):
     with (
         pytest.raises(InputError, match=r"new cannot be written: No space left"),
-        new_folder(tmp_path / "new", False, MARKER),
+        new_folder(tmp_path / "new", False),
     ):
         raise OSError(28, "No space left on device")
     assert tree(tmp_path) == {}
@@ -66,7 +64,7 @@ def test_the_old_folder_stays_when_the_new_one_fails(ours: Path):
 
 
 def test_the_new_folder_replaces_the_old_one_whole(ours: Path):
-    with new_folder(ours, True, MARKER) as beside:
+    with new_folder(ours, True) as beside:
         (beside / MARKER).write_text("new")
         assert (ours / MARKER).read_text() == "old"
     assert tree(ours.parent) == {"ours": None, f"ours/{MARKER}": "new"}
@@ -76,15 +74,15 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path):
     (tmp_path / ".new.partial").mkdir()
     (tmp_path / ".new.partial" / "stale").write_text("killed")
     (tmp_path / ".new.old").mkdir()
-    with new_folder(tmp_path / "new", False, MARKER) as beside:
+    with new_folder(tmp_path / "new", False) as beside:
         (beside / MARKER).write_text("new")
     assert tree(tmp_path) == {"new": None, f"new/{MARKER}": "new"}
 
 
 def test_a_folder_that_is_there_needs_overwrite(ours: Path):
     with pytest.raises(InputError, match="exists; choose another folder or pass --overwrite"):
-        check_free(ours, False, MARKER)
-    check_free(ours, True, MARKER)
+        check_free(ours, False)
+    check_free(ours, True)
 
 
 def test_a_strangers_folder_or_file_is_never_deleted(tmp_path: Path):
@@ -94,8 +92,8 @@ def test_a_strangers_folder_or_file_is_never_deleted(tmp_path: Path):
     before = tree(tmp_path)
     for name in ("thesis", "file"):
         with (
-            pytest.raises(InputError, match=f"{name} exists and holds no {MARKER}"),
-            new_folder(tmp_path / name, True, MARKER),
+            pytest.raises(InputError, match=f"{name} was not written by voxtune"),
+            new_folder(tmp_path / name, True),
         ):
             pytest.fail("the folder was given out")
     assert tree(tmp_path) == before
@@ -103,15 +101,15 @@ def test_a_strangers_folder_or_file_is_never_deleted(tmp_path: Path):
 
 def test_an_empty_folder_may_be_replaced(tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    check_free(tmp_path / "empty", True, MARKER)
+    check_free(tmp_path / "empty", True)
     with pytest.raises(InputError, match="--overwrite"):
-        check_free(tmp_path / "empty", False, MARKER)
+        check_free(tmp_path / "empty", False)
 
 
 def test_a_parent_that_is_a_file(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        check_free(tmp_path / "file" / "new", False, MARKER)
+        check_free(tmp_path / "file" / "new", False)
 
 
 def test_a_link_is_refused_and_what_it_leads_to_stays(ours: Path):
@@ -119,7 +117,7 @@ def test_a_link_is_refused_and_what_it_leads_to_stays(ours: Path):
     link.symlink_to(ours)
     before = tree(ours.parent)
     with pytest.raises(InputError, match="link is a link"):
-        check_free(link, True, MARKER)
+        check_free(link, True)
     assert tree(ours.parent) == before
 
 
@@ -127,7 +125,7 @@ def test_the_current_folder_is_refused(ours: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(ours)
     for name in (Path(), ours, Path("../ours")):
         with pytest.raises(InputError, match="the current folder"):
-            check_free(name, True, MARKER)
+            check_free(name, True)
 
 
 def test_replace_folder_takes_a_place_that_is_free(tmp_path: Path):

@@ -129,10 +129,14 @@ def test_overwriting_needs_leave_and_a_folder_of_ours(tmp_path: Path):
     (out / "thesis.txt").write_text("irreplaceable")
     with pytest.raises(InputError, match=r"data.*--overwrite"):
         write_phantoms(out, *arguments)
-    with pytest.raises(InputError, match=r"data.*no subjects\.csv"):
+    with pytest.raises(InputError, match=r"data was not written by voxtune"):
         write_phantoms(out, *arguments, overwrite=True)
     assert (out / "thesis.txt").read_text() == "irreplaceable"
-    (out / "thesis.txt").rename(out / "subjects.csv")
+    (out / "thesis.txt").rename(out / "subjects.csv")  # a subjects table makes no phantoms
+    with pytest.raises(InputError, match=r"data was not written by voxtune"):
+        write_phantoms(out, *arguments, overwrite=True)
+    (out / "subjects.csv").unlink()
+    write_phantoms(out, *arguments, overwrite=True)  # empty
     table = write_phantoms(out, *arguments, overwrite=True)
     assert table.read_text().startswith("subject,image,label,split\n")
 

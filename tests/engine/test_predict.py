@@ -226,7 +226,7 @@ class TestFolder:
 
     def test_nothing_else_is_written(self, predicted: dict[str, Path]) -> None:
         names = {path.name for path in predicted["ras"].parent.iterdir()}
-        assert names == {"classes.csv", *(f"{name}.nii.gz" for name in GRIDS)}
+        assert names == {".voxtune", "classes.csv", *(f"{name}.nii.gz" for name in GRIDS)}
 
     def test_two_scans_of_one_name_are_refused(
         self, model_dir: Path, scans: dict[str, Path], tmp_path: Path
@@ -317,6 +317,7 @@ def test_a_one_output_network_obeys_the_threshold_and_overwrite_replaces(tmp_pat
         np.testing.assert_array_equal(found, np.where(wanted, 5, 0))
         (tmp_path / "out" / "notes.txt").write_text("mine")  # stays, whatever is overwritten
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        ".voxtune",
         "classes.csv",
         "notes.txt",
         "ramp.nii.gz",

@@ -146,6 +146,7 @@ class TestRunDirectory:
             "config.json",
             "parameters.json",
             "metrics.jsonl",
+            ".voxtune",
             "checkpoints",
             "model",
         }
@@ -208,7 +209,7 @@ class TestRepeating:
         self, folder: Path, run_dir: Path
     ) -> None:
         (folder / "again").mkdir()
-        (folder / "again" / "config.json").write_text("{}")
+        (folder / "again" / ".voxtune").touch()
         (folder / "again" / "stale").write_text("of an older run")
         again = train(folder, "again", overwrite=True)
         assert same(parameters(again), parameters(run_dir))
