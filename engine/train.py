@@ -4,11 +4,9 @@ import dataclasses
 import json
 import math
 import platform
-import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,36 +19,19 @@ from rich.console import Console
 
 from voxtune.engine.checkpoint import Checkpoints, flat
 from voxtune.engine.config import Finetune
-from voxtune.engine.dataset import Case, batches, found_classes, make_case, read_pairs
+from voxtune.engine.dataset import Case, batches, make_case, read_pairs
 from voxtune.engine.display import Display
 from voxtune.engine.evaluate import dice
 from voxtune.engine.losses import IGNORE
 from voxtune.engine.mesh import check_batch, data_mesh, memory_errors, on_all, over_data
-from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model, write_model
-from voxtune.engine.optimizer import HEAD, learning_rates, make_optimizer
+from voxtune.engine.model_dir import Contract, ModelSpec, read_model, write_model
+from voxtune.engine.optimizer import learning_rates, make_optimizer
 from voxtune.engine.output import check_free, make_folder
 from voxtune.engine.predict import Predictor, contested
+from voxtune.engine.start import Start, classes_of, contract_of, listed, make_start
 from voxtune.engine.step import TrainState, make_train_step, split
 from voxtune.engine.subjects import Subject, read_subjects
-from voxtune.engine.volume import Volume
 from voxtune.models.errors import InputError
-from voxtune.models.families import abstract, build
-from voxtune.models.parameters import by_path
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where training starts from.
-
-    Attributes:
-        spec: the network to train.
-        parameters: path → array.
-        origin: path → "loaded" or "initialised ...", for every parameter.
-    """
-
-    spec: ModelSpec
-    parameters: dict[str, np.ndarray | jax.Array]
-    origin: dict[str, str]
 
 
 @memory_errors()
@@ -74,8 +55,8 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
     config = dataclasses.replace(config, batch=batch)
     train, validation = split_subjects(read_subjects(config.subjects), config)
     train_pairs, validation_pairs = read_pairs(train), read_pairs(validation)
-    classes = _classes(config, spec, train_pairs)
-    contract = _contract(spec, config)
+    classes = classes_of(config, spec, train_pairs)
+    contract = contract_of(spec, config)
     start = make_start(spec, parameters, classes, contract, config)
     train_cases, validation_cases = (
         # A pair is let go as its case is made: scans take memory.
@@ -152,46 +133,6 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
     return scores
 
 
-def make_start(
-    spec: ModelSpec,
-    parameters: Mapping[str, np.ndarray],
-    classes: Sequence[LabelClass],
-    contract: Contract,
-    config: Finetune,
-) -> Start:
-    """The network to train: the model's trunk, and its head or a new one for the classes.
-
-    Raises:
-        InputError: the head is to be kept but the classes are others.
-    """
-    keep_head = config.head == "keep"
-    if keep_head and [each.value for each in classes] != [each.value for each in spec.classes]:
-        raise InputError(
-            f"--head keep needs the model's own classes ({_listed(spec.classes)}), but the labels "
-            f"have {_listed(classes)}: pass --head new."
-        )
-    if keep_head:
-        new = dataclasses.replace(spec, contract=contract)
-    else:
-        new = dataclasses.replace(
-            spec,
-            arguments={**spec.arguments, "outputs": len(classes)},
-            output_activation="softmax",
-            classes=tuple(classes),
-            contract=contract,
-        )
-    fresh = by_path(build(new.family, new.arguments, config.seed))
-    start: dict[str, np.ndarray | jax.Array] = {}
-    origin: dict[str, str] = {}
-    for path, value in fresh.items():
-        in_head = path.split("/")[0] == HEAD
-        if config.init == "pretrained" and (keep_head or not in_head):
-            start[path], origin[path] = parameters[path], "loaded"
-        else:
-            start[path], origin[path] = value, f"initialised from seed {config.seed}"
-    return Start(new, start, origin)
-
-
 def split_subjects(
     subjects: Sequence[Subject], config: Finetune
 ) -> tuple[list[Subject], list[Subject]]:
@@ -266,30 +207,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _classes(
-    config: Finetune, spec: ModelSpec, pairs: Sequence[tuple[Volume, Volume]]
-) -> tuple[LabelClass, ...]:
-    """The classes to learn: those named, the model's own where its head is kept, or those found."""
-    chosen = _chosen_classes(config)
-    if config.head == "keep":
-        return chosen or spec.classes
-    classes = chosen or found_classes(pairs)
-    present = {int(value) for _, label in pairs for value in np.unique(label.data)}
-    absent = [each for each in classes[1:] if each.value not in present]
-    if len(classes) < 2 or absent:
-        listed = _listed(absent) if absent else "any class but background"
-        raise InputError(
-            f"{config.subjects} has no voxel of {listed} in its training scans; "
-            "check the labels and the option --labels."
-        )
-    if len(classes) > IGNORE:
-        raise InputError(
-            f"{config.subjects} has {len(classes)} label values, {IGNORE} are the most; name the "
-            "classes with --labels, or merge some."
-        )
-    return classes
-
-
 def _check_options(config: Finetune) -> None:
     at_least_one = ("steps", "validate_every", "log_every", "train_subjects", "batch")
     wrong = [
@@ -311,35 +228,6 @@ def _check_options(config: Finetune) -> None:
         raise InputError(f"--{option} {getattr(config, name)} makes no sense; see --help.")
     if config.warmup >= config.steps:
         raise InputError(f"--warmup {config.warmup} must be below --steps {config.steps}.")
-
-
-def _chosen_classes(config: Finetune) -> tuple[LabelClass, ...] | None:
-    """The classes named with --labels, background first."""
-    if config.labels is None:
-        return None
-    classes = dict[int, LabelClass]()
-    for text in config.labels:
-        value, _, name = text.partition("=")
-        if not re.fullmatch(r"\s*-?\d+\s*", value) or not name.strip():
-            raise InputError(f"--labels takes VALUE=NAME, such as 1=lesion; '{text}' is not that.")
-        taken = {"mean", *(each.name for each in classes.values())}  # the log has a mean
-        if int(value) in classes or name.strip() in taken:
-            raise InputError(f"--labels: the value or the name of '{text}' is taken already.")
-        classes[int(value)] = LabelClass(int(value), name.strip())
-    classes.setdefault(0, LabelClass(0, "background"))
-    background_first = sorted(classes, key=lambda value: (value != 0, value))
-    return tuple(classes[value] for value in background_first)
-
-
-def _contract(spec: ModelSpec, config: Finetune) -> Contract:
-    block = config.block or spec.contract.block
-    multiple = abstract(spec.family, spec.arguments).min_multiple
-    if min(block) < 1 or any(size % multiple for size in block):
-        raise InputError(
-            f"--block {' '.join(map(str, block))} does not suit this {spec.family}: each size must "
-            f"be a multiple of {multiple}."
-        )
-    return dataclasses.replace(spec.contract, block=block)
 
 
 def _flip_axes(config: Finetune, contract: Contract) -> tuple[int, ...]:
@@ -396,10 +284,6 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _listed(classes: Sequence[LabelClass]) -> str:
-    return ", ".join(f"{each.value} {each.name}" for each in classes)
-
-
 def _announce(
     start: Start,
     train: Sequence[Subject],
@@ -414,7 +298,7 @@ def _announce(
     block = " x ".join(map(str, start.spec.contract.block))
     for line in (
         f"{start.spec.family}: loaded {len(loaded)} tensors{new if fresh else ''}",
-        f"classes: {_listed(start.spec.classes)}",
+        f"classes: {listed(start.spec.classes)}",
         f"subjects: {len(train)} to train on, {len(validation)} to validate on",
         f"blocks: {config.batch} of {block} voxels a step, {devices} device(s)",
     ):

@@ -21,7 +21,7 @@ from voxtune.engine.dataset import Case
 from voxtune.engine.losses import IGNORE
 from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model, write_model
 from voxtune.engine.subjects import Subject
-from voxtune.engine.train import finetune, make_start, split_subjects, validate
+from voxtune.engine.train import finetune, split_subjects, validate
 from voxtune.models.errors import InputError
 from voxtune.models.parameters import shapes
 
@@ -230,47 +230,6 @@ class TestRepeating:
 
 
 CLASSES = (LabelClass(0, "background"), LabelClass(7, "blob"), LabelClass(9, "other"))
-
-
-def start(classes: tuple[LabelClass, ...] = CLASSES, **changes: Any) -> Any:
-    config = options(Path(), "run", **changes)
-    return make_start(SPEC, PARAMETERS, classes, SPEC.contract, config)
-
-
-class TestStart:
-    def test_the_trunk_is_the_pretrained_one_to_the_last_bit(self) -> None:
-        found = start()
-        assert found.parameters["head/kernel"].shape == (1, 1, 1, 2, 3)
-        for path in TRUNK:
-            assert np.asarray(found.parameters[path]).tobytes() == PARAMETERS[path].tobytes()
-        assert {path for path, origin in found.origin.items() if origin == "loaded"} == TRUNK
-        assert found.spec.classes == CLASSES
-        assert found.spec.arguments["outputs"] == 3
-
-    def test_a_kept_head_is_the_pretrained_one(self) -> None:
-        found = start(SPEC.classes, head="keep")
-        assert set(found.origin.values()) == {"loaded"}
-        assert same({k: np.asarray(v) for k, v in found.parameters.items()}, PARAMETERS)
-
-    def test_a_head_cannot_be_kept_for_other_classes(self) -> None:
-        with pytest.raises(InputError, match=r"--head keep .*1 head.* 7 blob.*--head new"):
-            start(head="keep")
-
-    def test_random_loads_nothing(self) -> None:
-        found = start(init="random", seed=3)
-        assert set(found.origin.values()) == {"initialised from seed 3"}
-        kernel = "block1/conv/kernel"
-        assert not np.allclose(found.parameters[kernel], PARAMETERS[kernel])
-
-    def test_the_new_head_follows_the_seed(self) -> None:
-        one, same_seed, other = (start(seed=seed).parameters["head/kernel"] for seed in (0, 0, 1))
-        np.testing.assert_array_equal(one, same_seed)
-        assert not np.allclose(one, other)
-
-    def test_random_and_pretrained_start_from_the_same_new_head(self) -> None:
-        """So that a comparison of the two compares the trunk."""
-        one, other = (start(init=init).parameters for init in ("pretrained", "random"))
-        np.testing.assert_array_equal(one["head/kernel"], other["head/kernel"])
 
 
 def subjects(*splits: str | None) -> list[Subject]:
