@@ -61,16 +61,14 @@ def convert_file(config: Convert, console: Console) -> bool:
     contract = spec.contract
     voxels = contract.spacing_mm and " x ".join(f"{size:g}" for size in contract.spacing_mm)
     block = " x ".join(map(str, contract.block))
-    assumed = [
-        f"--{name}"
-        for name in ("orientation", "spacing", "intensity", "block", "threshold")
-        if getattr(config, name) is None
-    ]
+    one_class = spec.arguments["outputs"] == 1
+    settings = ["orientation", "spacing", "intensity", "block", *(["threshold"] * one_class)]
+    assumed = [f"--{name}" for name in settings if getattr(config, name) is None]
     for line in (
         f"{spec.family}: {len(parameters)} tensors, {total:,} values, none left over",
         f"contract: {contract.orientation}, {voxels or 'own'} mm, {contract.intensity}, "
-        f"blocks of {block} voxels, threshold {contract.threshold:g}",
-        f"a Keras file does not say these; check those assumed: {', '.join(assumed) or 'none'}",
+        f"blocks of {block} voxels" + f", threshold {contract.threshold:g}" * one_class,
+        f"assumed, since a Keras file does not say it: {', '.join(assumed) or 'nothing'}",
         f"wrote {config.model_dir}",
     ):
         console.print(line, highlight=False, soft_wrap=True)
