@@ -1,6 +1,7 @@
 """The voxtune command: parses, calls, prints. No logic, and no JAX before it is needed."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -10,6 +11,20 @@ from rich.console import Console
 
 from voxtune.engine import config
 from voxtune.models.errors import InputError
+
+STOPPED = 130  # exit status after Ctrl-C
+
+
+def entry() -> None:
+    """The command `voxtune`: `main`, then the end of the process."""
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status in (2, STOPPED):
+        # Threads of XLA and Orbax may still be at work, and would crash or complain while Python
+        # shuts down round them.
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Orbax and JAX warn of things that a person at the terminal can do nothing about.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     # Names come from people and files: none of them is markup. Tables need some width in a log.
-    console = Console(markup=False, width=None if sys.stdout.isatty() else 100)
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 120)
     try:
         return run(command, console)
     except InputError as error:
@@ -39,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("voxtune: stopped.", file=sys.stderr)
-        return 130
+        return STOPPED
 
 
 def run(command: config.Command, console: Console) -> int:
@@ -104,4 +119,4 @@ def run(command: config.Command, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -57,8 +57,9 @@ class Finetune:
     """Peak learning rate of the last layer."""
     weight_decay: float = 1e-2
     """Decoupled decay of kernels; biases and norms have none."""
-    warmup: int = 20
-    """Steps over which the learning rate rises; a cosine brings it down to zero."""
+    warmup: int | None = None
+    """Steps over which the learning rate rises, before a cosine brings it down to zero; by default
+    20, or half of the steps if that is less."""
     labels: tuple[str, ...] | None = None
     """Classes as VALUE=NAME, such as 0=background 1=lesion; by default the values found."""
     head: Literal["new", "keep"] = "new"
@@ -83,6 +84,11 @@ class Finetune:
     """Of the new head, the order of blocks and the augmentation."""
     overwrite: bool = False
     """Replace a run that is there."""
+
+    @property
+    def warmup_steps(self) -> int:
+        """`warmup`, or its default."""
+        return min(20, self.steps // 2) if self.warmup is None else self.warmup
 
 
 @dataclass(frozen=True)

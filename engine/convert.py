@@ -98,7 +98,7 @@ def _spec(model: KerasModel, conversion: Conversion, config: Convert) -> ModelSp
     if min(contract.block) < 1 or any(size % multiple for size in contract.block):
         raise InputError(
             f"--block {' '.join(map(str, contract.block))} does not suit this {recognised.family}: "
-            f"each size must be a multiple of {multiple}."
+            f"each size must be at least {multiple} and a multiple of {multiple}."
         )
     check_target(contract.orientation, contract.spacing_mm)
     check_threshold(contract.threshold)

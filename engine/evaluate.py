@@ -144,6 +144,8 @@ def write_csv(rows: Sequence[Row], path: str | Path, overwrite: bool = False) ->
     header = ("subject", "value", "class", "dice", "predicted_ml", "true_ml", "difference_ml")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already: give another name, or pass --overwrite")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file: name the CSV file to write")
     if path.exists() and path.read_bytes()[:200].splitlines()[:1] != [",".join(header).encode()]:
         raise InputError(f"{path} is no table that voxtune wrote: give another name")
     with written_beside(path) as temporary, temporary.open("w", newline="") as stream:

@@ -126,6 +126,10 @@ def read_model(folder: Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
         InputError: it is missing, broken, or its two parts do not fit each other.
     """
     path = folder / DOCUMENT
+    if not path.is_file() and (folder.parent / "metrics.jsonl").is_file():
+        raise InputError(
+            f"{folder} is not there yet: its run has not finished; run it again with --overwrite."
+        )
     if not path.is_file():
         raise InputError(
             f"{folder} is not a model directory: it has no {DOCUMENT}; make one with "

@@ -42,7 +42,7 @@ def make_optimizer(config: Finetune, params: Any) -> optax.GradientTransformatio
     """
 
     def adamw(peak: float) -> optax.GradientTransformation:
-        rate = schedule(peak, config.steps, config.warmup)
+        rate = schedule(peak, config.steps, config.warmup_steps)
         return optax.adamw(rate, weight_decay=config.weight_decay, mask=kernels)
 
     rates = {"trunk": adamw(config.trunk_lr), "head": adamw(config.head_lr)}
@@ -53,6 +53,6 @@ def learning_rates(config: Finetune, step: int) -> dict[str, float]:
     """The learning rate of each group at a step, for the log."""
     peaks = {"lr_trunk": config.trunk_lr, "lr_head": config.head_lr}
     return {
-        name: float(jnp.asarray(schedule(peak, config.steps, config.warmup)(step)))
+        name: float(jnp.asarray(schedule(peak, config.steps, config.warmup_steps)(step)))
         for name, peak in peaks.items()
     }

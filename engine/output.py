@@ -24,14 +24,14 @@ def check_free(folder: Path, overwrite: bool) -> None:
     if folder.is_symlink() or folder.resolve() == Path.cwd():
         raise InputError(f"{folder} is a link or the current folder; name a folder to make.")
     if folder.exists():
-        if not overwrite:
-            raise InputError(f"{folder} exists; choose another folder or pass --overwrite.")
         empty = folder.is_dir() and not any(folder.iterdir())
         if not empty and not (folder / MARKER).is_file():
             raise InputError(
-                f"{folder} was not written by voxtune (it holds no {MARKER}), so it is left alone; "
-                "choose another folder."
+                f"{folder} exists and was not written by voxtune (it holds no {MARKER}), so it is "
+                "left alone; choose another folder."
             )
+        if not overwrite:
+            raise InputError(f"{folder} exists; choose another folder or pass --overwrite.")
     parent = next(each for each in folder.absolute().parents if each.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{folder} cannot be written: {parent} is no folder that you may write.")

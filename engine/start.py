@@ -131,7 +131,7 @@ def contract_of(spec: ModelSpec, config: Finetune) -> Contract:
     if min(block) < 1 or any(size % multiple for size in block):
         raise InputError(
             f"--block {' '.join(map(str, block))} does not suit this {spec.family}: each size must "
-            f"be a multiple of {multiple}."
+            f"be a multiple of {multiple}, at least that."
         )
     return dataclasses.replace(spec.contract, block=block)
 

@@ -5,7 +5,7 @@ Paths are relative to the CSV. Each row is one subject; its name also names its 
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,23 @@ def read_subjects(
     if not chosen:
         raise InputError(f"{path} has no subject in the split {split}: check its column split")
     return chosen
+
+
+def write_subjects(path: Path, splits: Mapping[str, Sequence[Subject]]) -> None:
+    """Writes a subjects table, paths relative to it.
+
+    Args:
+        path: the CSV.
+        splits: split → its subjects, with labels.
+    """
+    folder = path.absolute().parent
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("subject", "image", "label", "split"))
+        for split, subjects in splits.items():
+            for each in subjects:
+                files = (os.path.relpath(file, folder) for file in (each.image, each.label) if file)
+                writer.writerow((each.name, *files, split))
 
 
 def _read_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -139,7 +156,7 @@ def _subject(path: Path, number: int, row: dict[str, str]) -> Subject:
     for column in ("image", "label"):
         if column in row and not _is_file(path.parent / row[column]):
             raise InputError(
-                f"{path.parent / row[column]} does not exist, the {column} of {name} in row "
+                f"{path.parent / row[column]} is not a file, the {column} of {name} in row "
                 f"{number} of {path}: correct the path, which is relative to the table"
             )
     label = path.parent / row["label"] if "label" in row else None

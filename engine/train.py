@@ -30,7 +30,7 @@ from voxtune.engine.output import check_free, make_folder
 from voxtune.engine.predict import Predictor, contested
 from voxtune.engine.start import Start, classes_of, contract_of, listed, make_start
 from voxtune.engine.step import TrainState, make_train_step, split
-from voxtune.engine.subjects import Subject, read_subjects
+from voxtune.engine.subjects import Subject, read_subjects, write_subjects
 from voxtune.models.errors import InputError
 
 
@@ -91,6 +91,7 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
     _make_run_folder(config.run_dir, config.overwrite)
     _write_json(config.run_dir / "config.json", _record(config, train, validation, mesh))
     _write_json(config.run_dir / "parameters.json", start.origin)
+    write_subjects(config.run_dir / "subjects.csv", {"train": train, "validation": validation})
     log = Log(config.run_dir / "metrics.jsonl")
     log.write(event="compiled", seconds=seconds)
     scores: dict[str, float] = {}
@@ -216,17 +217,19 @@ def _check_options(config: Finetune) -> None:
     ]
     wrong += [
         name
-        for name in ("trunk_lr", "head_lr", "weight_decay", "warmup")
+        for name in ("trunk_lr", "head_lr", "weight_decay")
         if not 0 <= getattr(config, name) < math.inf
     ]
     wrong += [name for name in ("foreground", "hold_out") if not 0 <= getattr(config, name) <= 1]
+    if config.warmup_steps < 0:
+        wrong.append("warmup")
     if not 0 <= config.seed < 2**32:
         wrong.append("seed")
     if wrong:
         name = wrong[0]
         option = name.replace("_", "-")
         raise InputError(f"--{option} {getattr(config, name)} makes no sense; see --help.")
-    if config.warmup >= config.steps:
+    if config.warmup_steps >= config.steps:
         raise InputError(f"--warmup {config.warmup} must be below --steps {config.steps}.")
 
 
@@ -300,7 +303,7 @@ def _announce(
         f"{start.spec.family}: loaded {len(loaded)} tensors{new if fresh else ''}",
         f"classes: {listed(start.spec.classes)}",
         f"subjects: {len(train)} to train on, {len(validation)} to validate on",
-        f"blocks: {config.batch} of {block} voxels a step, {devices} device(s)",
+        f"blocks: {config.batch} of {block} voxels a step, devices: {devices}",
     ):
         console.print(line, highlight=False, soft_wrap=True)
     if not validation:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from voxtune.engine.config import Demo
-from voxtune.engine.output import check_free
+from voxtune.engine.output import check_free, make_folder
 from voxtune.models.errors import InputError
 
 HERE = Path(__file__).parent
@@ -33,16 +33,20 @@ def demo(config: Demo, console: Console) -> None:
     Raises:
         InputError: the folder exists, or a command failed.
     """
-    from voxtune.engine.cli import main
+    from voxtune.engine.cli import STOPPED, main
 
     check_free(config.out_dir, config.overwrite)
+    make_folder(config.out_dir)
     began = time.perf_counter()
     places = {"out": config.out_dir, "pretrained": PRETRAINED, "golden": GOLDEN}
     quoted = {name: shlex.quote(str(path)) for name, path in places.items()}
     for template in COMMANDS:
         line = template.format(**quoted) + (" --overwrite" if config.overwrite else "")
         console.print(f"\n$ voxtune {line}", style="bold", highlight=False, soft_wrap=True)
-        if main(shlex.split(line)) != 0:
+        status = main(shlex.split(line))
+        if status == STOPPED:
+            raise KeyboardInterrupt
+        if status != 0:
             raise InputError("The demonstration stopped: the command above failed.")
     console.print(
         f"\nDone in {time.perf_counter() - began:.0f} s. These are phantoms, drawn by a formula: "

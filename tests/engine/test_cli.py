@@ -408,7 +408,7 @@ def test_predictions_that_are_there_are_not_touched(
 ):
     (table.parent / "out").mkdir()
     (table.parent / "out" / "a.nii.gz").write_bytes(b"years of work")
-    assert "--overwrite" in refused(*predict(model_dir, table))
+    assert "was not written by voxtune" in refused(*predict(model_dir, table))
     shutil.rmtree(table.parent / "out")
     (table.parent / "out").write_text("a file")
     refused(*predict(model_dir, table))
@@ -488,3 +488,32 @@ def test_names_are_never_markup(model_dir: Path, table: Path, capsys: pytest.Cap
 def test_the_published_meshnets_convert(name: str, shared_data: Path, tmp_path: Path):
     source = shared_data / "keras" / "brainchop" / name
     assert main(["convert", str(source), str(tmp_path / "model")]) == 0
+
+
+def test_a_demo_that_is_there_can_be_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("voxtune.engine.demo.COMMANDS", ("phantom {out}/p --train 1 --size 16",))
+    command = ["demo", str(tmp_path / "demo"), "--overwrite"]
+    assert [main(command), main(command)] == [0, 0]
+    assert (tmp_path / "demo" / "p" / "subjects.csv").is_file()
+
+
+def test_a_folder_is_no_csv_file(
+    refused: Callable[..., str], predictions: Path, table: Path, tmp_path: Path
+):
+    (tmp_path / "scores").mkdir()
+    command = ("evaluate", predictions, table, "-o", tmp_path / "scores", "--overwrite")
+    assert "is no file" in refused(*command)
+
+
+def test_a_stopped_process_ends_at_once_with_its_status(tmp_path: Path):
+    code = (
+        "import sys, voxtune.engine.cli as cli\n"
+        "def stop(*_): raise KeyboardInterrupt\n"
+        "cli.run = stop\n"
+        "sys.argv = ['voxtune', 'phantom', 'x']\n"
+        "cli.entry()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (130, "voxtune: stopped.\n")

@@ -40,7 +40,7 @@ import pytest
         ),
         (lambda folder, _: os.truncate(folder / "a.nii", 1200), ["a.nii", "cut short"]),
         (lambda folder, _: (folder / "b.nii").write_bytes(b"?"), ["b.nii", "cannot be read"]),
-        (lambda folder, _: (folder / "b.nii").unlink(), ["b.nii", "does not exist"]),
+        (lambda folder, _: (folder / "b.nii").unlink(), ["b.nii", "is not a file"]),
         (
             lambda folder, scans: scans.save(
                 folder / "a_label.nii", np.arange(512, dtype=np.int16).reshape(scans.image.shape)
@@ -189,7 +189,7 @@ def test_a_run_that_is_there_is_not_touched(
 ):
     (table.parent / "run").mkdir()
     (table.parent / "run" / "config.json").write_text("{}")
-    assert "--overwrite" in refused(*finetune(model_dir, table))
+    assert "was not written by voxtune" in refused(*finetune(model_dir, table))
     os.truncate(table.parent / "b.nii", 1200)  # and a refused run does not take the old one with it
     refused(*finetune(model_dir, table, "--overwrite"))
 

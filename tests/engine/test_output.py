@@ -92,7 +92,7 @@ def test_a_strangers_folder_or_file_is_never_deleted(tmp_path: Path):
     before = tree(tmp_path)
     for name in ("thesis", "file"):
         with (
-            pytest.raises(InputError, match=f"{name} was not written by voxtune"),
+            pytest.raises(InputError, match=f"{name} exists and was not written by voxtune"),
             new_folder(tmp_path / name, True),
         ):
             pytest.fail("the folder was given out")

@@ -127,13 +127,13 @@ def test_overwriting_needs_leave_and_a_folder_of_ours(tmp_path: Path):
     out, arguments = tmp_path / "data", ("healthy", 1, 0, 0, 0, SMALL, 8.0)
     out.mkdir()
     (out / "thesis.txt").write_text("irreplaceable")
-    with pytest.raises(InputError, match=r"data.*--overwrite"):
+    with pytest.raises(InputError, match=r"data exists and was not written"):
         write_phantoms(out, *arguments)
-    with pytest.raises(InputError, match=r"data was not written by voxtune"):
+    with pytest.raises(InputError, match=r"data exists and was not written by voxtune"):
         write_phantoms(out, *arguments, overwrite=True)
     assert (out / "thesis.txt").read_text() == "irreplaceable"
     (out / "thesis.txt").rename(out / "subjects.csv")  # a subjects table makes no phantoms
-    with pytest.raises(InputError, match=r"data was not written by voxtune"):
+    with pytest.raises(InputError, match=r"data exists and was not written by voxtune"):
         write_phantoms(out, *arguments, overwrite=True)
     (out / "subjects.csv").unlink()
     write_phantoms(out, *arguments, overwrite=True)  # empty

@@ -20,7 +20,7 @@ from voxtune.engine.config import Finetune
 from voxtune.engine.dataset import Case
 from voxtune.engine.losses import IGNORE
 from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model, write_model
-from voxtune.engine.subjects import Subject
+from voxtune.engine.subjects import Subject, read_subjects
 from voxtune.engine.train import finetune, split_subjects, validate
 from voxtune.models.errors import InputError
 from voxtune.models.parameters import shapes
@@ -145,6 +145,7 @@ class TestRunDirectory:
         assert names == {
             "config.json",
             "parameters.json",
+            "subjects.csv",
             "metrics.jsonl",
             ".voxtune",
             "checkpoints",
@@ -202,6 +203,14 @@ class TestRunDirectory:
         assert entries[-1]["dice"]["blob"] > 0.5
         losses = [entry["loss"] for entry in events(run_dir, "train")]
         assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+    def test_its_table_says_who_was_trained_on(self, run_dir: Path) -> None:
+        written = read_subjects(run_dir / "subjects.csv")
+        assert [(each.name, each.split) for each in written] == [
+            ("sub-0", "train"),
+            ("sub-1", "train"),
+            ("sub-2", "validation"),
+        ]
 
 
 class TestRepeating:
