@@ -124,11 +124,12 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
                 checkpoints.save(step, state, scores)
                 if scores:
                     log.write(event="validation", step=step, dice=scores)
-                    listed = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-                    display.line(f"validation at step {step}: Dice {listed}")
+                    line = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+                    display.line(f"validation at step {step}: Dice {line}")
                 since += time.perf_counter() - began  # validation is not training
     trained = flat(state.params) | flat(state.statistics)
-    history = {"finetune": _record(config, train, validation, mesh) | {"validation": scores}}
+    history = {"finetune": _record(config, train, validation, mesh)}
+    history["finetune"]["validation"] = _finite(scores)  # JSON has no NaN
     write_model(config.run_dir / "model", start.spec, trained, history=history)
     console.print(f"wrote {config.run_dir / 'model'}", highlight=False, soft_wrap=True)
     return scores

@@ -239,7 +239,7 @@ def _nibabel_errors(path: Path) -> Iterator[None]:
     try:
         with np.errstate(all="ignore"):  # noise in a header overflows; the checks come later
             yield
-    except Exception as error:
+    except Exception as error:  # damaged files raise more kinds than can be listed
         reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
         raise InputError(
             f"{path} cannot be read ({reason}): it is damaged or not what its name says, "

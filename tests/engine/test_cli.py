@@ -484,19 +484,6 @@ def test_names_are_never_markup(model_dir: Path, table: Path, capsys: pytest.Cap
     assert "[/old]" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["model5_gw_ae", "model11_gw_ae", "model18cls", "model20chan3cls"])
-def test_the_published_meshnets_convert(name: str, shared_data: Path, tmp_path: Path):
-    source = shared_data / "keras" / "brainchop" / name
-    assert main(["convert", str(source), str(tmp_path / "model")]) == 0
-
-
-def test_a_demo_that_is_there_can_be_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("voxtune.engine.demo.COMMANDS", ("phantom {out}/p --train 1 --size 16",))
-    command = ["demo", str(tmp_path / "demo"), "--overwrite"]
-    assert [main(command), main(command)] == [0, 0]
-    assert (tmp_path / "demo" / "p" / "subjects.csv").is_file()
-
-
 def test_a_folder_is_no_csv_file(
     refused: Callable[..., str], predictions: Path, table: Path, tmp_path: Path
 ):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from voxtune.engine.cli import main
 from voxtune.engine.config import Convert
 from voxtune.engine.convert import convert_file
 from voxtune.engine.model_dir import Contract, read_model
@@ -194,3 +195,9 @@ def test_the_tensors_are_shown(tfjs: Path):
     assert all(name in text for name in NET)
     assert "6 tensors" in text
     assert "LIA" in text
+
+
+@pytest.mark.parametrize("name", ["model5_gw_ae", "model11_gw_ae", "model18cls", "model20chan3cls"])
+def test_the_published_meshnets_convert(name: str, shared_data: Path, tmp_path: Path):
+    source = shared_data / "keras" / "brainchop" / name
+    assert main(["convert", str(source), str(tmp_path / "model")]) == 0
