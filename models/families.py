@@ -8,25 +8,31 @@ from flax import nnx
 from jax import Array
 
 from voxtune.models.errors import InputError
+from voxtune.models.graph import GraphNet
 from voxtune.models.layers import Tap
 from voxtune.models.meshnet import MeshNet
 from voxtune.models.unet import UNet
 
 
 class Network(Protocol):
-    """What every family offers."""
+    """What every family offers.
+
+    A network of several inputs or outputs (a `GraphNet`) is called through `run` instead.
+    """
 
     @property
     def min_multiple(self) -> int: ...
     @property
-    def receptive_field(self) -> int: ...
+    def receptive_field(self) -> int | None: ...
+    @property
+    def head_path(self) -> str: ...
     def levels(self) -> tuple[str, ...]: ...
     def __call__(
         self, x: Array, *, train: bool = ..., rngs: nnx.Rngs | None = ..., tap: Tap = ...
     ) -> Array: ...
 
 
-FAMILIES: Mapping[str, type] = {"meshnet": MeshNet, "unet": UNet}
+FAMILIES: Mapping[str, type] = {"graph": GraphNet, "meshnet": MeshNet, "unet": UNet}
 
 
 def abstract(family: str, arguments: Mapping[str, Any]) -> Network:

@@ -4,7 +4,6 @@ Arrays are channels-last, `[B, D, H, W, C]`. The lowering (how an operation is p
 when a function is traced, in `_by_depth_slices` alone; the result is the same to rounding.
 """
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -13,15 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-Activation = Callable[[Array], Array]
-
-# Keras's names. GELU is the exact (erf) form there and the tanh approximation by default in JAX.
-ACTIVATIONS: Mapping[str, Activation] = {
-    "linear": lambda x: x,
-    "relu": jax.nn.relu,
-    "elu": jax.nn.elu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
-}
+from voxtune.models.activations import ACTIVATIONS as ACTIVATIONS
 
 
 class Tap(Protocol):
@@ -195,11 +186,30 @@ class Conv(nnx.Module):
         return y if self.bias is None else y + self.bias[...]
 
 
+def conv_transpose_blocks(x: Array, kernel: Array) -> Array:
+    """Transposed convolution whose kernel equals its stride, on one to three axes.
+
+    Each input voxel becomes a block of output voxels that no other touches, so it is one matrix
+    product and a reshape: 15 to 27 times faster on CPU than XLA's transposed convolution.
+
+    Args:
+        x: `[B, D, H, W, C]`, or fewer spatial axes.
+        kernel: `[kD, kH, kW, C, O]`, likewise; Keras stores `[kD, kH, kW, O, C]`.
+
+    Returns:
+        `[B, kD D, kH H, kW W, O]`.
+    """
+    sizes, axes = kernel.shape[:-2], kernel.ndim - 2
+    places, taps = "dhw"[:axes], "xyz"[:axes]
+    blocks = "".join(place + tap for place, tap in zip(places, taps, strict=True))
+    y = jnp.einsum(f"b{places}i,{taps}io->b{blocks}o", x, kernel)
+    whole = (n * size for n, size in zip(x.shape[1:-1], sizes, strict=True))
+    return y.reshape(x.shape[0], *whole, kernel.shape[-1])
+
+
 class ConvTranspose(nnx.Module):
     """3D transposed convolution whose kernel equals its stride: Keras's `Conv3DTranspose`.
 
-    Each input voxel becomes a block of `size`³ output voxels that no other touches, so it is one
-    matrix product and a reshape: 15 to 27 times faster on CPU than XLA's transposed convolution.
     The kernel is `[kD, kH, kW, C, O]`; Keras stores `[kD, kH, kW, O, C]`.
     """
 
@@ -211,11 +221,7 @@ class ConvTranspose(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """`[B, D, H, W, C]` → `[B, size D, size H, size W, O]`."""
-        kernel = self.kernel[...]
-        size, filters = kernel.shape[0], kernel.shape[-1]
-        batch, depth, height, width, _ = x.shape
-        y = jnp.einsum("bdhwi,xyzio->bdxhywzo", x, kernel)
-        return y.reshape(batch, depth * size, height * size, width * size, filters) + self.bias[...]
+        return conv_transpose_blocks(x, self.kernel[...]) + self.bias[...]
 
 
 # --- pooling ---------------------------------------------------------------------------------

@@ -63,6 +63,11 @@ class MeshNet(nnx.Module):
         """Edge of the cube of input voxels that one output voxel depends on, voxels."""
         return 1 + 2 * sum(self.dilations)
 
+    @property
+    def head_path(self) -> str:
+        """Path of the layer that gives the outputs."""
+        return "head"
+
     def levels(self) -> tuple[str, ...]:
         """Names of the stages, from input to output."""
         return (*(f"block{number}" for number in range(1, len(self.dilations) + 1)), "head")

@@ -114,6 +114,11 @@ class UNet(nnx.Module):
             low, high = 2 * low - 2, 2 * high + 1 + 2
         return high - low + 1
 
+    @property
+    def head_path(self) -> str:
+        """Path of the layer that gives the outputs."""
+        return "head"
+
     def levels(self) -> tuple[str, ...]:
         """Names of the stages, from input to output."""
         down = (f"encoder{level}" for level in range(1, self.depth + 1))

@@ -114,7 +114,8 @@ def test_a_tie_sends_its_gradient_to_the_first_voxel():
 
 
 def test_activations_at_points_worked_out_by_hand():
-    at = {name: float(function(jnp.float32(-1.0))) for name, function in ACTIVATIONS.items()}
+    names = ("relu", "linear", "elu", "gelu")
+    at = {name: float(ACTIVATIONS[name](jnp.float32(-1.0))) for name in names}
     assert at["relu"] == 0
     assert at["linear"] == -1
     assert at["elu"] == pytest.approx(np.exp(-1) - 1)

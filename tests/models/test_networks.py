@@ -95,7 +95,9 @@ def test_fresh_networks_follow_their_seed_and_glorot():
 
 
 def test_an_unknown_family_or_argument_is_a_sentence():
-    with pytest.raises(InputError, match="'resnet' is not known; voxtune knows meshnet, unet"):
+    with pytest.raises(
+        InputError, match="'resnet' is not known; voxtune knows graph, meshnet, unet"
+    ):
         build("resnet", {})
     with pytest.raises(InputError, match="cannot be built"):
         build("unet", {"outputs": 1, "wings": 2})

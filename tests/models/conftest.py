@@ -1,0 +1,83 @@
+"""One layer, computed here and by Keras 3."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+
+from voxtune.models.graph import Graph, GraphCall, GraphLayer, results, weight_shapes
+from voxtune.models.kinds import KINDS, Mode
+
+
+@dataclass(frozen=True)
+class OneLayer:
+    """A layer of a kind with random weights, and inputs for it.
+
+    Attributes:
+        kind: its name in `KINDS`.
+        config: its settings.
+        weights: random, by name in Keras's order; between 0.3 and 1.2, so that variances are fine.
+        inputs: random.
+        shape: of the result, as the graph foretells it.
+    """
+
+    kind: str
+    config: Mapping[str, Any]
+    weights: Mapping[str, Array]
+    inputs: tuple[Array, ...]
+    shape: tuple[int, ...]
+
+    def __call__(
+        self,
+        weights: Mapping[str, Array] | None = None,
+        inputs: Sequence[Array] | None = None,
+        mode: Mode | None = None,
+    ) -> Array:
+        """What it computes; with its own weights and inputs unless given."""
+        return KINDS[self.kind].apply(
+            self.config,
+            self.weights if weights is None else weights,
+            self.inputs if inputs is None else tuple(inputs),
+            mode or Mode(False),
+        )
+
+
+def _one_layer(kind: str, config: Mapping[str, Any], *shapes: tuple[int, ...]) -> OneLayer:
+    names = tuple(f"input{number}" for number in range(len(shapes)))
+    graph = Graph(
+        (GraphLayer("layer", kind, config),),
+        (GraphCall("layer", "layer", names),),
+        {name: shape[1:] for name, shape in zip(names, shapes, strict=True)},
+        ("layer",),
+    )
+    generator = np.random.default_rng(len(kind))
+    weights = {
+        name: jnp.asarray(generator.uniform(0.3, 1.2, shape), jnp.float32)
+        for name, shape in weight_shapes(graph)["layer"].items()
+    }
+    inputs = tuple(jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes)
+    return OneLayer(kind, config, weights, inputs, results(graph)["layer"])
+
+
+@pytest.fixture(scope="session")
+def one_layer() -> Callable[..., OneLayer]:
+    """Makes a layer: kind, settings, shapes of the inputs with batch."""
+    return _one_layer
+
+
+@pytest.fixture(scope="session")
+def close() -> Callable[[Any, Any], None]:
+    """Asserts that two trees of arrays agree to 1e-5 of the largest value of the second."""
+
+    def check(ours: Any, theirs: Any) -> None:
+        assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)
+        largest = max(float(np.abs(each).max()) for each in jax.tree.leaves(theirs))
+        for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * largest)
+
+    return check
