@@ -6,13 +6,17 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test fuzz lint types bench clean
 
 demo: $(READY)
 	$(BIN)/voxtune demo demo --overwrite
 
 test: $(READY) lint types
 	$(BIN)/python -m pytest
+
+# Broken files without end: more of tests/converters/test_fuzz.py, from a fresh seed, which it prints.
+fuzz: $(READY)
+	JAX_PLATFORMS=cpu $(BIN)/python tests/converters/fuzz.py --count 100000
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,107 +1,124 @@
-"""What a Keras file says, whatever its format: layers in file order, each with its arrays."""
+"""What a Keras file says, whatever its format: layers with their arrays, and their calls."""
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from voxtune.converters.errors import ConversionError, quoted
-
 
 @dataclass(frozen=True)
 class KerasLayer:
-    """One layer of the graph.
+    """One layer.
 
     Attributes:
-        name: the layer's name, unique in the model.
-        class_name: the Keras class, for example `Conv3D`.
+        name: unique in the model. Layers of a model inside the model begin with its name and a
+            slash: `encoder/conv3d`.
+        class_name: the class as in the file, `Conv3D` or `Addons>InstanceNormalization`, say.
         config: the layer's configuration as in the file.
-        inputs: names of the layers it reads, in the graph's order (for Concatenate it matters).
-        weights: short name (`kernel`, `moving_mean`, ...) → float32 array in Keras's layout.
+        weights: name → array in the layout of the file. Names are short (`kernel`, `moving_mean`,
+            `query/kernel`, Keras 1's `W`), or the position ("0", "1", "query_dense/0") where the
+            file gives no other.
     """
 
     name: str
     class_name: str
     config: Mapping[str, Any]
-    inputs: tuple[str, ...]
     weights: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
+class TensorRef:
+    """Output number `index` of the call named `call`."""
+
+    call: str
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class KerasCall:
+    """One use of a layer.
+
+    Attributes:
+        name: unique: the layer's name, for further uses with `:1`, `:2`, ...
+        layer: name of the layer.
+        args: positional arguments: JSON values in which each tensor is a `TensorRef`. Layers that
+            merge take one list of them.
+        kwargs: named arguments, likewise; None and training=None are left out.
+    """
+
+    name: str
+    layer: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class KerasModel:
-    """A Keras file, read.
+    """A Keras file, read. Models inside the model are dissolved into their layers.
 
     Attributes:
         path: the file as given; for TF.js the model.json.
-        format: `TF.js layers model` or `Keras HDF5`.
+        format: `Keras HDF5`, `Keras .keras`, `TF.js layers model` or `TensorFlow SavedModel`.
         keras_version: the version that wrote the file, "" if it does not say.
+        backend: the backend that wrote it ("tensorflow", "theano", ...), "" if it does not say.
         name: the model's name.
-        layers: in file order, input layers included. Not always a topological order.
-        inputs: names of the input layers.
-        outputs: names of the layers whose outputs are the model's.
+        layers: in file order, input layers included.
+        calls: each after those that it reads; those of input layers have no arguments.
+        inputs: names of the input layers (and of their calls), in the model's order.
+        outputs: in the model's order.
         sha256: hex digest of the file; for TF.js of model.json followed by the shards in the
             order of the manifest.
-        left_out: tensors recognised and not read: the optimizer's state.
+        left_out: tensors recognised and not read: optimizer state, seeds of random layers.
     """
 
     path: Path
     format: str
     keras_version: str
+    backend: str
     name: str
     layers: tuple[KerasLayer, ...]
+    calls: tuple[KerasCall, ...]
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[TensorRef, ...]
+    sha256: str
+    left_out: tuple[str, ...]
+
+    @property
+    def by_name(self) -> dict[str, KerasLayer]:
+        """Layers by name."""
+        return {layer.name: layer for layer in self.layers}
+
+
+@dataclass(frozen=True)
+class KerasWeights:
+    """A Keras file of weights alone.
+
+    Attributes:
+        path: the file as given.
+        format: `Keras HDF5 weights`, `Keras .weights.h5`, `TensorFlow checkpoint`, ...
+        keras_version: as in `KerasModel`.
+        backend: as in `KerasModel`.
+        layers: layer (as the file calls it) → weight → array, in file order; names as in
+            `KerasLayer.weights`. Layers without weights may be among them.
+        sha256: as in `KerasModel`.
+        left_out: as in `KerasModel`.
+    """
+
+    path: Path
+    format: str
+    keras_version: str
+    backend: str
+    layers: Mapping[str, Mapping[str, np.ndarray]]
     sha256: str
     left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One array of a file: the layer that holds it, its full name there, its float32 values."""
+    """One array of a file: the layer that holds it, its full name there, its values."""
 
     layer: str
     name: str
     value: np.ndarray
-
-
-def attach(
-    layers: Iterable[KerasLayer], tensors: Iterable[Tensor], model_name: str, path: Path
-) -> tuple[KerasLayer, ...]:
-    """Gives each layer its tensors under their short names; the arrays become read-only.
-
-    Raises:
-        ConversionError: a tensor belongs to no layer, or a layer has two of the same short name.
-    """
-    weights: dict[str, dict[str, np.ndarray]] = {layer.name: {} for layer in layers}
-    for tensor in tensors:
-        if tensor.layer not in weights:
-            raise ConversionError(
-                f"{path}: the tensor {quoted(tensor.name)} belongs to no layer of the model's "
-                "configuration; the file was altered or put together by hand, so save the model "
-                "again from Keras"
-            )
-        short = short_name(tensor.name, tensor.layer, model_name)
-        if short in weights[tensor.layer]:
-            raise ConversionError(
-                f"{path}: the layer {quoted(tensor.layer)} has two tensors named {quoted(short)}; "
-                "save the model again from Keras"
-            )
-        tensor.value.flags.writeable = False
-        weights[tensor.layer][short] = tensor.value
-    return tuple(replace(layer, weights=weights[layer.name]) for layer in layers)
-
-
-def short_name(tensor: str, layer: str, model_name: str) -> str:
-    """`conv3d/kernel:0` → `kernel`, and `attention/query/kernel` → `query/kernel`.
-
-    Keras 3 puts a Sequential model's name before the layer's. Keras 2 may name a weight after
-    another scope than its layer (`conv3d_1/kernel:0` in layer `conv3d`): then the last part counts.
-    """
-    name = re.sub(r":\d+$", "", tensor)
-    for prefix in (f"{model_name}/{layer}/", f"{layer}/"):
-        if name.startswith(prefix) and len(name) > len(prefix):
-            return name.removeprefix(prefix)
-    return name.rsplit("/", 1)[-1]

@@ -2,14 +2,17 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from voxtune.converters.attach import attach, by_name
 from voxtune.converters.errors import ConversionError, quoted
-from voxtune.converters.keras_config import MAX_CONFIG_BYTES, Graph, parse_graph, parse_json
-from voxtune.converters.keras_model import KerasModel, Tensor, attach
+from voxtune.converters.keras_config import MAX_CONFIG_BYTES, parse_graph, parse_json
+from voxtune.converters.keras_h5 import read_shards
+from voxtune.converters.keras_model import KerasModel, KerasWeights, Tensor
 
 _MAX_NAME = 1024
 _MAX_RANK = 32
@@ -17,8 +20,8 @@ _MAX_RANK = 32
 _STORED = {"float32": "<f4", "float16": "<f2", "uint8": "u1", "uint16": "<u2"}
 
 
-def read_tfjs(path: Path) -> KerasModel:
-    """Reads the layers model whose model.json is `path`.
+def read_tfjs(path: Path, lambdas: Mapping[str, str]) -> KerasModel | KerasWeights:
+    """Reads the layers model whose model.json is `path`, or the shards of Keras's own .json.
 
     Raises:
         ConversionError: the JSON or a shard is missing, broken, cut short or hostile.
@@ -33,6 +36,8 @@ def read_tfjs(path: Path) -> KerasModel:
     document = parse_json(content, path)
     if not isinstance(document, dict):
         raise ConversionError(f"{path} is JSON but no model; give the model.json of a TF.js model")
+    if isinstance(document.get("weight_map"), dict):
+        return read_shards(document, path)
     if document.get("format") == "graph-model":
         raise ConversionError(
             f"{path} is a TF.js graph model, whose layers are lost; give the layers model or "
@@ -49,7 +54,7 @@ def read_tfjs(path: Path) -> KerasModel:
         raise ConversionError(
             f"{path} has no weightsManifest, so no weights; save the model with its weights"
         )
-    graph = parse_graph(topology.get("model_config", topology), path)
+    graph = parse_graph(topology.get("model_config", topology), path, lambdas)
     digest = hashlib.sha256(content)
     tensors: list[Tensor] = []
     left_out: list[str] = []
@@ -69,15 +74,17 @@ def read_tfjs(path: Path) -> KerasModel:
             if entry.get("group") == "optimizer":
                 left_out.append(name)
             else:
-                tensors.append(Tensor(_owner(name, graph), name, _decode(entry, data, offset)))
+                tensors.append(Tensor("", name, _decode(entry, data, offset)))
             offset += _size(entry)
-    version = topology.get("keras_version")
+    version, backend = topology.get("keras_version"), topology.get("backend")
     return KerasModel(
         path=path,
         format="TF.js layers model",
         keras_version=version if isinstance(version, str) else "",
+        backend=backend if isinstance(backend, str) else "",
         name=graph.name,
-        layers=attach(graph.layers, tensors, graph.name, path),
+        layers=attach(graph.layers, by_name(tensors, graph, path), path),
+        calls=graph.calls,
         inputs=graph.inputs,
         outputs=graph.outputs,
         sha256=digest.hexdigest(),
@@ -197,18 +204,5 @@ def _decode(entry: dict[str, Any], data: bytes, offset: int) -> np.ndarray:
         packing = entry["quantization"]
         # TF.js computes in doubles and rounds once.
         stored = stored * float(packing["scale"]) + float(packing["min"])
-    return stored.astype(np.float32).reshape(shape)
-
-
-def _owner(tensor: str, graph: Graph) -> str:
-    """The layer whose name begins the tensor's, the longest one; "" if there is none.
-
-    Layer names may hold slashes, and a Sequential model's own name may stand before them.
-    """
-    names = {layer.name for layer in graph.layers}
-    for name in (tensor, tensor.removeprefix(graph.name + "/")):
-        while "/" in name:
-            name = name.rsplit("/", 1)[0]
-            if name in names:
-                return name
-    return ""
+    with np.errstate(over="ignore"):  # what is not finite is refused later
+        return stored.astype(np.float32).reshape(shape)

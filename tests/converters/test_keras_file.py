@@ -4,7 +4,6 @@ import os
 import pickle
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ def test_pipe_is_not_waited_for(tmp_path: Path, refused: Callable[..., str]) -> 
         ("empty.h5", b"", ("empty",)),
         ("cut.h5", b"\x89HDF", ("cut short",)),
         ("noise.bin", bytes(range(256)), ("no Keras file",)),
-        ("saved_model.pb", b"\x08\x01", ("SavedModel", "not supported yet")),
+        ("x.index", b"\x08\x01", ("'x.index'", "no checkpoint's index")),
         ("model.pkl", pickle.dumps({"a": 1}), ("no Keras file",)),
     ],
 )
@@ -60,19 +59,15 @@ def test_other_file(
     refused(tmp_path / name, *words)
 
 
-@pytest.mark.parametrize(("name", "what"), [("m.keras", ".keras file"), ("m.zip", "zip archive")])
-def test_zip(tmp_path: Path, name: str, what: str, refused: Callable[..., str]) -> None:
-    with zipfile.ZipFile(tmp_path / name, "w") as archive:
-        archive.writestr("config.json", "{}")
-    refused(tmp_path / name, what, "not supported yet", "model.save")
-
-
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ([], ("without a model.json",)),
-        (["saved_model.pb"], ("SavedModel", "not supported yet")),
-        (["config.json", "model.weights.h5"], ("unpacked .keras",)),
+        ([], ("holds no model",)),
+        (["saved_model.pb"], ("'variables.index'", "missing")),
+        (["config.json", "model.weights.h5"], ("JSON",)),
+        (["checkpoint"], ("names no checkpoint",)),
+        (["a.index"], ("'a.index'", "no checkpoint's index")),
+        (["a.index", "b.index"], ("holds no model",)),
     ],
 )
 def test_folder(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from voxtune.converters.keras_file import read_keras_file
+from voxtune.converters.keras_model import TensorRef
 
 RANDOM = np.random.default_rng(0)
 KERNEL = RANDOM.normal(size=(3, 3, 3, 1, 2)).astype(np.float32)
@@ -83,11 +84,8 @@ def test_brainchop_arrays_are_the_bytes_of_the_shard(
     assert (
         model.sha256 == hashlib.sha256((folder / "model.json").read_bytes() + content).hexdigest()
     )
-    assert (model.format, model.inputs, model.outputs) == (
-        "TF.js layers model",
-        ("input",),
-        ("output",),
-    )
+    assert (model.format, model.inputs) == ("TF.js layers model", ("input",))
+    assert model.outputs == (TensorRef("output"),)
     assert len(model.layers) == layers
     offset = 0
     for listed in group["weights"]:
@@ -305,7 +303,7 @@ def test_config_too_large(
 ) -> None:
     path = write_h5(tmp_path / "m.h5")
     folder = write_tfjs(tmp_path / "web")
-    for module in ("hdf5", "tfjs"):
+    for module in ("keras_h5", "tfjs"):
         monkeypatch.setattr(f"voxtune.converters.{module}.MAX_CONFIG_BYTES", 100)
-    refused(path, "text", "too large")
+    refused(path, "model_config", "too large")
     refused(folder, "too large")
