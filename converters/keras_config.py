@@ -1,301 +1,294 @@
-"""A Keras model's configuration (JSON) → its graph of layers.
+"""A Keras model's configuration (JSON) → its layers and their calls.
 
-Three spellings: the functional graph of Keras 2, the functional graph of Keras 3, and Sequential.
-Nothing here imports Keras: the configuration is data, and stays data.
+Functional and sequential models of Keras 1, 2 and 3, models inside them dissolved. Nothing here
+imports Keras: the configuration is data, and stays data.
 """
 
 import json
-from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from voxtune.converters.errors import ConversionError, quoted
-from voxtune.converters.keras_model import KerasLayer
+from voxtune.converters.keras_code import settle_lambdas
+from voxtune.converters.keras_entries import MAX_CALLS, MAX_VALUES, Model, Reader, is_model, twice
+from voxtune.converters.keras_model import KerasCall, KerasLayer, TensorRef
+from voxtune.converters.keras_nodes import Node, Reference, found, replaced
 
 MAX_CONFIG_BYTES = 64 * 2**20
-_CODE = ("Lambda", "__lambda__")
-_NESTED = ("Functional", "Model", "Sequential")
-_KERAS_TENSOR = "__keras_tensor__"
+_MAX_DEPTH = 200  # of the JSON; the deepest real ones have some 30 levels
+_MAX_ITEMS = 2_000_000  # of the JSON; 64 MB of `[],[],...` would fill 2 GB
 
 
 @dataclass(frozen=True)
-class Graph:
-    """Layers in file order, their weights still empty, and the names of the model's two ends."""
+class ParsedGraph:
+    """A model's layers, their weights still empty, and calls; as in `KerasModel`.
+
+    Attributes:
+        name: the model's name.
+        layers: in file order.
+        calls: each after those that it reads, in an order that the order of the file does not
+            change. An input layer of a model inside the model is called with what that model
+            is called with.
+        inputs: names of the input layers.
+        outputs: in the model's order.
+    """
 
     name: str
     layers: tuple[KerasLayer, ...]
+    calls: tuple[KerasCall, ...]
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[TensorRef, ...]
 
 
 def parse_json(text: str | bytes, path: Path) -> Any:
     """The JSON value in `text`.
 
     Raises:
-        ConversionError: broken JSON, or JSON nested too deep to be a model.
+        ConversionError: broken JSON, or JSON nested too deep or of too many values to be a model.
     """
     try:
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text), "surrogatepass")
+        if sum(map(text.count, ",[{")) > _MAX_ITEMS:
+            raise ConversionError(
+                f"{path}: its JSON has more than {_MAX_ITEMS:,} values, too many for a Keras "
+                "model; check where the file comes from"
+            )
         return json.loads(text)
     except RecursionError:
-        raise ConversionError(
-            f"{path}: its JSON nests too deep to be a Keras model; check where the file comes from"
-        ) from None
+        _too_deep(path)
     except ValueError as error:
         raise ConversionError(
             f"{path}: its JSON is broken or cut short ({quoted(error)}); get the file again"
         ) from None
 
 
-def parse_graph(config: Any, path: Path) -> Graph:
-    """The graph of a whole model's configuration, `{"class_name": ..., "config": ...}`.
+def parse_graph(
+    config: Any, path: Path, lambdas: Mapping[str, str] = MappingProxyType({})
+) -> ParsedGraph:
+    """The layers and calls of a whole model's configuration.
+
+    Args:
+        config: `{"class_name": ..., "config": ...}`.
+        path: for the messages.
+        lambdas: layer that holds code → what takes its place: "identity" or an activation's name.
 
     Raises:
-        ConversionError: not a model's configuration; it holds code (Lambda), a nested model, a
-            shared layer or a call with arguments; names that repeat or lead nowhere.
+        ConversionError: not a model's configuration; it holds code; names that repeat or lead
+            nowhere.
     """
+    _check_depth(config, path)
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict | list):
         raise ConversionError(
             f"{path}: its configuration is not that of a Keras model; save the model again"
         )
     body, class_name = config["config"], config.get("class_name")
-    if isinstance(body, list):  # Sequential before Keras 2.3: the layers alone
-        body = {"layers": body}
-    entries = body.get("layers")
-    if not isinstance(entries, list) or not entries:
-        raise ConversionError(f"{path}: the model's configuration has no layers; save it again")
-    names = _layer_names(entries, path)
-    for name, entry in zip(names, entries, strict=True):
-        _refuse_code(name, entry, path)
-    for name, entry in zip(names, entries, strict=True):
-        if entry["class_name"] in _NESTED or "layers" in entry["config"]:
-            raise ConversionError(
-                f"{path}: the layer {quoted(name)} is a model inside the model, which voxtune "
-                "does not read yet; rebuild the model flat and save it again"
-            )
-    model_name = body.get("name")
-    model_name = model_name if isinstance(model_name, str) else str(class_name).lower()
-    if class_name == "Sequential":
-        graph = _sequential(model_name, names, entries, body, path)
-    elif "input_layers" in body and "output_layers" in body:
-        graph = _functional(model_name, names, entries, body, path)
-    else:
+    if not is_model(class_name, body):
         raise ConversionError(
             f"{path}: the model's class {quoted(class_name)} is neither functional nor "
             "sequential; rebuild it as a functional Keras model and save it again"
         )
-    _check(graph, path)
-    return graph
+    reader = Reader(path, lambdas)
+    model = reader.model(str(class_name), body, config.get("build_config"), "")
+    expansion = _Expansion(path)
+    expansion.add_layers(model, "")
+    expansion.add_calls(model, "", 0, None, None)
+    calls = _sorted(expansion.calls, tuple(model.inputs.values()), path)
+    layers = settle_lambdas(expansion.layers, calls, path)
+    for name in lambdas.keys() - reader.replaced:
+        raise ConversionError(
+            f"{path}: --lambda names {quoted(name)}, but the model has no layer of that name that "
+            "holds Python code; take the name from the refusal or from voxtune inspect"
+        )
+    own = body.get("name") if isinstance(body, dict) else None
+    return ParsedGraph(
+        name=own if isinstance(own, str) else str(class_name).lower(),
+        layers=tuple(layers.values()),
+        calls=calls,
+        inputs=tuple(model.inputs.values()),
+        outputs=tuple(expansion.resolved(model, "", 0, each) for each in model.outputs),
+    )
 
 
-def _layer_names(entries: list[Any], path: Path) -> list[str]:
-    """Each layer's name. Nobrainer's own layers have it beside their config, Sequential's in it."""
-    names: dict[str, None] = {}
-    for position, entry in enumerate(entries):
-        if (
-            not isinstance(entry, dict)
-            or not isinstance(entry.get("class_name"), str)
-            or not isinstance(entry.get("config"), dict)
+def _check_depth(value: Any, path: Path) -> None:
+    """Refuses what nests too deep, so that what follows may recurse."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            _too_deep(path)
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+
+
+def _too_deep(path: Path) -> NoReturn:
+    raise ConversionError(
+        f"{path}: its JSON nests too deep to be a Keras model; check where the file comes from"
+    )
+
+
+# --- models inside the model, dissolved ------------------------------------------------------
+
+
+@dataclass
+class _Expansion:
+    """Layers and calls of all models, under their paths.
+
+    Use number `use` of a model calls a layer that the model has `n` nodes of `n` times; these are
+    the layer's uses number `use * n` and following.
+    """
+
+    path: Path
+    layers: dict[str, KerasLayer] = field(default_factory=dict)
+    calls: dict[str, KerasCall] = field(default_factory=dict)
+    size: int = 0  # JSON values written so far
+
+    def add_layers(self, model: Model, prefix: str) -> None:
+        """The layers of a model and of those inside it, in file order."""
+        for entry in model.entries.values():
+            name = f"{prefix}{entry.name}"
+            if entry.model is not None:
+                self.add_layers(entry.model, f"{name}/")
+            elif name in self.layers:
+                raise twice(name, self.path)
+            else:
+                self.layers[name] = KerasLayer(name, entry.class_name, entry.config, {})
+
+    def resolved(self, model: Model, prefix: str, use: int, reference: Reference) -> TensorRef:
+        """The call of a layer that a reference leads to, through the models between."""
+        entry = model.entries[reference.layer]
+        inner = use * max(len(entry.nodes), 1) + reference.node
+        if entry.model is None:
+            return TensorRef(_call_name(f"{prefix}{entry.name}", inner), reference.index)
+        output = entry.model.outputs[reference.index]
+        return self.resolved(entry.model, f"{prefix}{entry.name}/", inner, output)
+
+    def add_calls(
+        self, model: Model, prefix: str, use: int, given: Node | None, training: bool | None
+    ) -> None:
+        """The calls that a use of a model consists of.
+
+        Args:
+            model: the model.
+            prefix: the path to it.
+            use: the number of this use of it.
+            given: what it is called with, tensors as `TensorRef`; None for the whole model.
+            training: what it is called with, which holds for its layers too.
+        """
+        arguments = self._arguments(model, prefix, given) if given is not None else {}
+        for entry in model.entries.values():
+            name = f"{prefix}{entry.name}"
+            if not entry.nodes:
+                read = (arguments[entry.name],) if given is not None else ()
+                self._add(KerasCall(_call_name(name, use), name, read, {}))
+            for position, node in enumerate(entry.nodes):
+                self.size += node.size
+                if self.size > MAX_VALUES:
+                    raise ConversionError(
+                        f"{self.path}: the model calls its layers with more than {MAX_VALUES:,} "
+                        "values; voxtune reads no larger ones"
+                    )
+
+                def here(reference: Reference) -> TensorRef:
+                    return self.resolved(model, prefix, use, reference)
+
+                number = use * len(entry.nodes) + position
+                args = replaced(node.args, Reference, here)
+                kwargs = replaced(node.kwargs, Reference, here)
+                if training is not None:
+                    kwargs = {"training": training} | kwargs
+                if entry.model is None:
+                    self._add(KerasCall(_call_name(name, number), name, args, kwargs))
+                    continue
+                told = kwargs.pop("training", None)
+                if not (told is None or isinstance(told, bool)):
+                    _refuse_argument(name, "training", self.path)
+                self.add_calls(entry.model, f"{name}/", number, Node(args, kwargs), told)
+
+    def _add(self, call: KerasCall) -> None:
+        if call.name in self.calls:
+            raise twice(call.name, self.path)
+        if len(self.calls) >= MAX_CALLS:
+            raise ConversionError(
+                f"{self.path}: the model calls its layers more than {MAX_CALLS:,} times; "
+                "voxtune reads no larger ones"
+            )
+        self.calls[call.name] = call
+
+    def _arguments(self, model: Model, prefix: str, given: Node) -> dict[str, TensorRef]:
+        """Input layer → what a use of the model puts there."""
+        name = prefix.rstrip("/")
+        for key in given.kwargs:
+            _refuse_argument(name, key, self.path)
+        first = given.args[0] if len(given.args) == 1 else given.args
+        if isinstance(first, dict):
+            names = {**{layer: layer for layer in model.inputs.values()}, **model.inputs}
+            found_here = {names.get(key): value for key, value in first.items()}
+        else:
+            values = found(first, TensorRef)
+            found_here = dict(zip(model.inputs.values(), values, strict=False))
+            if sum(1 for _ in found(first, TensorRef)) != len(model.inputs):
+                found_here = {}
+        if found_here.keys() != set(model.inputs.values()) or not all(
+            isinstance(value, TensorRef) for value in found_here.values()
         ):
             raise ConversionError(
-                f"{path}: entry {position} of the model's layers is not a layer; save it again"
+                f"{self.path}: the model {quoted(name)} inside the model has {len(model.inputs)} "
+                "inputs and is called with something else; save the model again"
             )
-        name = entry.get("name", entry["config"].get("name"))
-        if not isinstance(name, str) or not name:
-            raise ConversionError(f"{path}: layer {position} of the model has no name; name it")
-        if name in names:
-            raise ConversionError(
-                f"{path}: two layers are named {quoted(name)}; rename one and save the model again"
-            )
-        names[name] = None
-    return list(names)
+        return {key: value for key, value in found_here.items() if key is not None}
 
 
-def _refuse_code(name: str, entry: dict[str, Any], path: Path) -> None:
-    """Refuses a Lambda anywhere in the layer, wrapped and nested ones too. Its body stays unread.
-
-    A loop instead of recursion: the depth is the stranger's choice.
-    """
-    queue: list[Any] = [entry]
-    while queue:
-        item = queue.pop()
-        if isinstance(item, list):
-            queue.extend(item)
-        elif isinstance(item, dict):
-            class_name = item.get("class_name")
-            if isinstance(class_name, str) and class_name in _CODE:
-                raise ConversionError(
-                    f"{path}: the layer {quoted(name)} holds Python code (Lambda), refused "
-                    "because voxtune does not run code stored in files; replace the layer by "
-                    "built-in ones and save the model again"
-                )
-            queue.extend(item.values())
+def _call_name(layer: str, number: int) -> str:
+    return f"{layer}:{number}" if number else layer
 
 
-def _sequential(
-    model_name: str, names: list[str], entries: list[Any], body: dict[str, Any], path: Path
-) -> Graph:
-    """A chain. Without an InputLayer, one is made from the shape that the file states."""
-    layers: list[KerasLayer] = []
-    if entries[0]["class_name"] != "InputLayer":
-        first = entries[0]["config"]
-        shapes = (first.get("batch_input_shape"), first.get("batch_shape"))
-        shape = next((s for s in (*shapes, body.get("build_input_shape")) if s is not None), None)
-        if not isinstance(shape, list):
-            raise ConversionError(
-                f"{path}: the sequential model does not state its input shape; build it with an "
-                "Input layer and save it again"
-            )
-        name = f"{names[0]}_input"
-        while name in names:
-            name += "_"
-        config = {"name": name, "batch_input_shape": shape}
-        layers.append(KerasLayer(name, "InputLayer", config, (), {}))
-    for name, entry in zip(names, entries, strict=True):
-        inputs = (layers[-1].name,) if layers else ()
-        layers.append(KerasLayer(name, entry["class_name"], entry["config"], inputs, {}))
-    return Graph(model_name, tuple(layers), (layers[0].name,), (layers[-1].name,))
-
-
-def _functional(
-    model_name: str, names: list[str], entries: list[Any], body: dict[str, Any], path: Path
-) -> Graph:
-    layers = tuple(
-        KerasLayer(name, entry["class_name"], entry["config"], _inputs(name, entry, path), {})
-        for name, entry in zip(names, entries, strict=True)
-    )
-    return Graph(
-        model_name,
-        layers,
-        _ends(body["input_layers"], "inputs", path),
-        _ends(body["output_layers"], "outputs", path),
-    )
-
-
-def _inputs(name: str, entry: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """The layers that a layer reads, from its one inbound node."""
-    nodes = entry.get("inbound_nodes")
-    if nodes == []:
-        return ()
-    if not isinstance(nodes, list):
-        _broken(name, path)
-    if len(nodes) > 1:
-        raise ConversionError(
-            f"{path}: the layer {quoted(name)} is used {len(nodes)} times (a shared layer), which "
-            "voxtune does not read yet; give each use its own layer and save the model again"
-        )
-    node = nodes[0]
-    if isinstance(node, dict):
-        return _inputs_keras3(name, node, path)
-    if not isinstance(node, list) or not node:
-        _broken(name, path)
-    if isinstance(node[0], str):  # operator layers write their single reference bare
-        node = [node]
-    inputs = []
-    for reference in node:
-        inputs.append(_referred(reference, name, path))
-        _check_call(reference[3] if len(reference) > 3 else {}, name, path)
-    return tuple(inputs)
-
-
-def _inputs_keras3(name: str, node: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """`{"args": [tensor or list of tensors, ...], "kwargs": {...}}` → layer names in order."""
-    arguments = node.get("args")
-    if not isinstance(arguments, list) or not arguments:
-        _broken(name, path)
-    inputs = []
-    for argument in arguments:
-        for tensor in argument if isinstance(argument, list) else [argument]:
-            if not isinstance(tensor, dict) or tensor.get("class_name") != _KERAS_TENSOR:
-                _refuse_call("a value that is no tensor", name, path)
-            config = tensor.get("config")
-            history = config.get("keras_history") if isinstance(config, dict) else None
-            inputs.append(_referred(history, name, path))
-    _check_call(node.get("kwargs", {}), name, path)
-    return tuple(inputs)
-
-
-def _referred(reference: Any, reader: str, path: Path) -> str:
-    """The layer in `[name, node, tensor, ...]`; both indices are 0 where no layer is shared."""
-    if (
-        not isinstance(reference, list)
-        or not 3 <= len(reference) <= 4
-        or not isinstance(reference[0], str)
-    ):
-        _broken(reader, path)
-    if reference[1:3] != [0, 0]:
-        raise ConversionError(
-            f"{path}: {quoted(reader)} reads output {quoted(reference[1:3])} of "
-            f"{quoted(reference[0])}; voxtune reads layers that are used once and have one output"
-        )
-    return reference[0]
-
-
-def _check_call(arguments: Any, name: str, path: Path) -> None:
-    """Refuses call arguments that change the result: a KerasLayer has no place for them.
-
-    None and `training=False` are what Keras writes for defaults, and do not.
-    """
-    if not isinstance(arguments, dict):
-        _broken(name, path)
-    for key, value in arguments.items():
-        if not (value is None or (key == "training" and value is False)):
-            _refuse_call(f"the argument {quoted(key)}", name, path)
-
-
-def _refuse_call(what: str, name: str, path: Path) -> NoReturn:
+def _refuse_argument(layer: str, argument: str, path: Path) -> NoReturn:
     raise ConversionError(
-        f"{path}: the layer {quoted(name)} is called with {what}, which voxtune does not read "
-        "yet; put it into the layer or use a layer that needs none, and save the model again"
+        f"{path}: the layer {quoted(layer)} is called with the argument {quoted(argument)}, which "
+        "voxtune does not read; use a layer that needs none and save the model again"
     )
 
 
-def _broken(name: str, path: Path) -> NoReturn:
-    raise ConversionError(
-        f"{path}: the connections of the layer {quoted(name)} are not in a form that Keras "
-        "writes; save the model again"
-    )
+def _sorted(
+    calls: Mapping[str, KerasCall], inputs: tuple[str, ...], path: Path
+) -> tuple[KerasCall, ...]:
+    """The calls, each after those that it reads; among those as the graph alone demands.
 
-
-def _ends(references: Any, what: str, path: Path) -> tuple[str, ...]:
-    """`[["a", 0, 0], ...]`, or `["a", 0, 0]` as Keras 3 writes a single one."""
-    if isinstance(references, list) and references and isinstance(references[0], str):
-        references = [references]
-    if not isinstance(references, list) or not references:
-        raise ConversionError(
-            f"{path}: the model's {what} are not a list of layers; save it with plain {what}"
-        )
-    return tuple(_referred(reference, f"the model's {what}", path) for reference in references)
-
-
-def _check(graph: Graph, path: Path) -> None:
-    """Every name leads to a layer, only input layers read nothing, and nothing reads itself."""
-    classes = {layer.name: layer.class_name for layer in graph.layers}
-    readers = {layer.name: layer.inputs for layer in graph.layers}
-    ends = {"the model's inputs": graph.inputs, "the model's outputs": graph.outputs}
-    for reader, inputs in (readers | ends).items():
-        for name in inputs:
-            if name not in classes:
-                raise ConversionError(
-                    f"{path}: {quoted(reader)} refers to the layer {quoted(name)}, which the "
-                    "model does not have; save the model again"
-                )
-    sources = {name for name, class_name in classes.items() if class_name == "InputLayer"}
-    for name, inputs in readers.items():
-        if (name in sources) == bool(inputs):
-            what = "is an input and reads" if inputs else "is no input and reads nothing of"
+    From the ends of the graph, each call's arguments come before it in their order. A loop instead
+    of recursion: the depth is the stranger's choice.
+    """
+    reads = {
+        name: [each.call for each in found([call.args, call.kwargs], TensorRef)]
+        for name, call in calls.items()
+    }
+    read = {source for sources in reads.values() for source in sources}
+    ends = sorted(name for name in calls if name not in read)
+    order: dict[str, None] = dict.fromkeys(inputs)
+    open_: set[str] = set()
+    stack = [iter([*ends, *sorted(calls)])]
+    names: list[str] = [""]
+    while stack:
+        name = next(stack[-1], None)
+        if name is None:
+            stack.pop()
+            done = names.pop()
+            open_.discard(done)
+            if done:
+                order[done] = None
+        elif name in open_:
             raise ConversionError(
-                f"{path}: the layer {quoted(name)} {what} the model; save the model again"
+                f"{path}: the layer {quoted(name)} depends on its own output; save the model again"
             )
-    if set(graph.inputs) != sources:
-        raise ConversionError(
-            f"{path}: the model's inputs {quoted(graph.inputs)} are not its input layers; "
-            "save the model again"
-        )
-    try:
-        TopologicalSorter(readers).prepare()
-    except CycleError as error:
-        raise ConversionError(
-            f"{path}: the layer {quoted(error.args[1][0])} depends on its own output; "
-            "save the model again"
-        ) from None
+        elif name not in order:
+            open_.add(name)
+            names.append(name)
+            stack.append(iter(reads[name]))
+    return tuple(calls[name] for name in order)
