@@ -35,7 +35,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
 def seconds(family: str, arguments: dict[str, Any], shape: tuple[int, ...]) -> tuple[float, float]:
     """Seconds to compile a training step, and the median of its time."""
     apply, params, statistics = split(build(family, arguments))
-    optimizer = make_optimizer(Finetune(Path(), Path(), Path()), params)
+    optimizer = make_optimizer(Finetune(Path(), Path(), Path()), params, "head")
     moments, key = optimizer.init(params), jax.random.key(0)
     state = TrainState(jnp.zeros((), jnp.int32), params, statistics, moments, key)
     image = jax.random.normal(key, (*shape, 1))

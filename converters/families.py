@@ -1,20 +1,19 @@
-"""Which named architecture a Keras graph is: both are written as operations and compared.
+"""Which named architecture a graph is: both are written as operations and compared.
 
-Each family says which operations its Keras original consists of. A file is of that family when its
+Each family says which operations its Keras original consists of. A graph is of that family when its
 own operations, put in the same order, are the same ones; so a net that merely resembles a family is
 never taken for it.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from voxtune.converters.errors import ConversionError, quoted
-from voxtune.converters.keras_file import KerasLayer, KerasModel
-from voxtune.models.layers import ACTIVATIONS
-
-# Activations that end a network and are remembered in model.json; networks here emit logits.
-OUTPUT_ACTIVATIONS = ("sigmoid", "softmax")
+from voxtune.converters.errors import quoted
+from voxtune.models.activations import ACROSS_CHANNELS
+from voxtune.models.families import FAMILIES
+from voxtune.models.graph import Graph, GraphCall, GraphLayer, with_outputs
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Operation:
         kind: "input", "conv", "up", "norm", "activation", "dropout", "pool" or "concat".
         attributes: what tells it from others of its kind, by name.
         inputs: positions of the operations that it reads, in order.
-        name: the Keras layer's name in a file, the path in a family.
+        name: the call's name in a graph, the path in a family.
     """
 
     kind: str
@@ -48,24 +47,26 @@ class Operation:
 
 @dataclass(frozen=True)
 class Recognised:
-    """A Keras graph that is a family.
+    """A graph that is a family.
 
     Attributes:
         family: a name in `voxtune.models.families.FAMILIES`.
         arguments: what builds it.
-        output_activation: "linear", "sigmoid" or "softmax", taken off the network.
-        paths: Keras layer name → path of the operation whose result the layer emits.
-        weighted: Keras layer name → path of the operation that holds its weights.
+        paths: call → path of the operation that gives its result.
+        weighted: layer → path of the operation that holds its weights.
     """
 
     family: str
     arguments: Mapping[str, Any]
-    output_activation: str
     paths: Mapping[str, str]
     weighted: Mapping[str, str]
 
 
-class _Graph:
+class _UnlikeError(Exception):
+    """A graph is of no family; says why."""
+
+
+class _Operations:
     """Collects operations and gives their positions."""
 
     def __init__(self) -> None:
@@ -76,190 +77,158 @@ class _Graph:
         return len(self.operations) - 1
 
 
-# --- a Keras file as operations --------------------------------------------------------------
-
-
-def _positive(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{value!r} is no whole number above zero")
-    return value
+# --- a canonical graph as operations ----------------------------------------------------------
 
 
 def _triple(value: Any) -> tuple[int, int, int]:
     first, second, third = (value,) * 3 if isinstance(value, int) else value
-    return _positive(first), _positive(second), _positive(third)
+    return first, second, third
 
 
-def _name(value: Any) -> str:
-    """The name of an activation; functions of a person's own are written as something else."""
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no activation's name")
-    return value
-
-
-def _conv(layer: KerasLayer) -> dict[str, Any]:
-    config = layer.config
+def _conv(config: Mapping[str, Any]) -> dict[str, Any]:
     size = _triple(config["kernel_size"])
-    padding = "same" if size == (1, 1, 1) else config.get("padding", "valid")
     return {
-        "filters": _positive(config["filters"]),
+        "filters": config["filters"],
         "size": size,
         "dilation": _triple(config.get("dilation_rate", 1)),
         "strides": _triple(config.get("strides", 1)),
-        "padding": padding,
+        "padding": "same" if size == (1, 1, 1) else config.get("padding", "valid"),
         "bias": config.get("use_bias", True),
         "groups": config.get("groups", 1),
     }
 
 
-def _up(layer: KerasLayer) -> dict[str, Any]:
-    config = layer.config
+def _up(config: Mapping[str, Any]) -> dict[str, Any]:
     size, strides = _triple(config["kernel_size"]), _triple(config.get("strides", 1))
     # Where the kernel equals the stride, blocks do not touch and both paddings are the same.
     padding = "same" if size == strides else config.get("padding", "valid")
     return {
-        "filters": _positive(config["filters"]),
+        "filters": config["filters"],
         "size": size,
         "strides": strides,
         "padding": padding,
         "bias": config.get("use_bias", True),
+        **_unless(config, "dilation_rate", (1, 1, 1)),
+        **_unless(config, "output_padding", None),
     }
 
 
-def _norm(layer: KerasLayer) -> dict[str, Any]:
-    config = layer.config
+def _norm(config: Mapping[str, Any]) -> dict[str, Any]:
     axis = config.get("axis", -1)
-    (axis,) = axis if isinstance(axis, list | tuple) else (axis,)
     return {
         "axis": -1 if axis in (-1, 4) else axis,
         "epsilon": config.get("epsilon", 1e-3),
         "scale": config.get("scale", True),
         "center": config.get("center", True),
+        **_unless(config, "momentum", 0.99),
     }
 
 
-def _pool(layer: KerasLayer) -> dict[str, Any]:
-    size = _triple(layer.config.get("pool_size", 2))
-    strides = layer.config.get("strides")
+def _pool(config: Mapping[str, Any]) -> dict[str, Any]:
+    size = _triple(config.get("pool_size", 2))
+    strides = config.get("strides")
     return {
         "size": size,
         "strides": size if strides is None else _triple(strides),
-        "padding": layer.config.get("padding", "valid"),
+        "padding": config.get("padding", "valid"),
     }
 
 
-def _concat(layer: KerasLayer) -> dict[str, Any]:
-    axis = layer.config.get("axis", -1)
-    return {"axis": -1 if axis in (-1, 4) else axis}
+def _unless(config: Mapping[str, Any], key: str, usual: Any) -> dict[str, Any]:
+    """A setting as an attribute where it is not the usual one."""
+    value = config.get(key, usual)
+    if isinstance(usual, tuple) and not isinstance(value, str):
+        value = _triple(value)
+    return {} if value == usual else {key: value}
 
 
-_KINDS: Mapping[str, tuple[str, Callable[[KerasLayer], dict[str, Any]]]] = {
+_KINDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "Conv3D": ("conv", _conv),
-    "Convolution3D": ("conv", _conv),
     "Conv3DTranspose": ("up", _up),
-    "Convolution3DTranspose": ("up", _up),
     "BatchNormalization": ("norm", _norm),
     "MaxPooling3D": ("pool", _pool),
-    "Concatenate": ("concat", _concat),
-    "Dropout": ("dropout", lambda layer: {"rate": layer.config["rate"]}),
-    "Activation": ("activation", lambda layer: {"function": _name(layer.config["activation"])}),
-    "ELU": (
-        "activation",
-        lambda layer: {"function": "elu", **_unless(layer, "alpha", 1.0)},
+    "Concatenate": (
+        "concat",
+        lambda config: {"axis": -1 if config.get("axis", -1) in (-1, 4) else config["axis"]},
     ),
+    "Dropout": ("dropout", lambda config: {"rate": config["rate"]}),
+    "Activation": ("activation", lambda config: {"function": config["activation"]}),
+    "ELU": ("activation", lambda config: {"function": "elu", **_unless(config, "alpha", 1.0)}),
     "ReLU": (
         "activation",
-        lambda layer: {
+        lambda config: {
             "function": "relu",
-            **_unless(layer, "max_value", None),
-            **_unless(layer, "negative_slope", 0.0),
-            **_unless(layer, "threshold", 0.0),
+            **_unless(config, "max_value", None),
+            **_unless(config, "negative_slope", 0.0),
+            **_unless(config, "threshold", 0.0),
         },
-    ),
-    "Softmax": (
-        "activation",
-        lambda layer: {"function": "softmax", **_unless(layer, "axis", -1)},
     ),
 }
 
 
-def _unless(layer: KerasLayer, key: str, usual: Any) -> dict[str, Any]:
-    """A setting as an attribute where it is not the usual one."""
-    value = layer.config.get(key, usual)
-    return {} if value == usual else {key: value}
+def _operations(graph: Graph) -> list[Operation]:
+    """A graph's operations, walked from the output: a file's order of layers has no say.
 
+    A layer with an activation of its own gives two, of the same name.
 
-def _operations(model: KerasModel) -> list[Operation]:
-    """A file's operations. A layer with an activation of its own gives two, of the same name."""
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ConversionError(
-            f"{model.path} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
-            "voxtune converts networks with one of each for now."
-        )
-    graph, position = _Graph(), dict[str, int]()
-    layers = {layer.name: layer for layer in model.layers}
-    for name in _in_order(model, layers):
-        layer = layers[name]
-        if layer.config.get("data_format") == "channels_first":
-            raise ConversionError(
-                f"{model.path}: layer {quoted(name)} is channels-first, which voxtune does not "
-                "convert yet; save the network with data_format='channels_last'."
-            )
-        inputs = [position[source] for source in layer.inputs]
-        if layer.class_name == "InputLayer":
-            position[name] = graph.add("input", name, ())
-            continue
-        if layer.class_name not in _KINDS:
-            raise ConversionError(
-                f"{model.path}: layer {quoted(name)} is a {quoted(layer.class_name)}, which "
-                f"voxtune does not convert yet; it knows {', '.join(_KINDS)}."
-            )
-        kind, attributes = _KINDS[layer.class_name]
-        try:
-            position[name] = graph.add(kind, name, inputs, **attributes(layer))
-            function = _name(layer.config.get("activation") or "linear")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConversionError(
-                f"{model.path}: the settings of layer {quoted(name)} ({layer.class_name}) cannot "
-                f"be converted ({quoted(error)})."
-            ) from error
-        if kind in ("conv", "up") and function != "linear":
-            position[name] = graph.add("activation", name, [position[name]], function=function)
-    return graph.operations
-
-
-def _in_order(model: KerasModel, layers: Mapping[str, KerasLayer]) -> list[str]:
-    """Layer names such that each comes after those that it reads, walked from the output.
-
-    The same graph gives the same order, however its file lists the layers.
+    Raises:
+        _UnlikeError: it holds what no family has.
     """
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise _UnlikeError(f"it has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs")
+    found, position = _Operations(), dict[str, int]()
+    layers, calls = graph.by_name, {call.name: call for call in graph.calls}
+    used = set[str]()
+    for name in _in_order(graph, calls):
+        if name in graph.inputs:
+            position[name] = found.add("input", name, ())
+            continue
+        call = calls[name]
+        layer = layers[call.layer]
+        if layer.kind not in _KINDS:
+            raise _UnlikeError(f"layer {quoted(layer.name)} is a {layer.kind}")
+        if layer.name in used or call.training is not None:
+            how = "shared" if layer.name in used else f"called with training={call.training}"
+            raise _UnlikeError(f"layer {quoted(layer.name)} is {how}")
+        used.add(layer.name)
+        kind, attributes = _KINDS[layer.kind]
+        inputs = [position[source] for source in call.inputs]
+        position[name] = found.add(kind, name, inputs, **attributes(layer.config))
+        function = layer.config.get("activation") or "linear"
+        if kind in ("conv", "up") and function != "linear":
+            position[name] = found.add("activation", name, [position[name]], function=function)
+    return found.operations
+
+
+def _in_order(graph: Graph, calls: Mapping[str, GraphCall]) -> list[str]:
+    """Call names such that each comes after those that it reads, walked from the output."""
     order: list[str] = []
     done: set[str] = set()
-    stack = [(model.outputs[0], False)]
+    stack = [(graph.outputs[0], False)]
     while stack:
         name, ready = stack.pop()
         if name in done:
             continue
-        if ready:
+        if ready or name in graph.inputs:
             done.add(name)
             order.append(name)
             continue
         stack.append((name, True))
-        stack.extend((source, False) for source in reversed(layers[name].inputs))
+        stack.extend((source, False) for source in reversed(calls[name].inputs))
     return order
 
 
 # --- the families as operations --------------------------------------------------------------
 
 
-def _family_conv(graph: _Graph, path: str, source: int, filters: int, **other: Any) -> int:
+def _family_conv(graph: _Operations, path: str, source: int, filters: int, **other: Any) -> int:
     settings = {"size": (3, 3, 3), "dilation": (1, 1, 1), "strides": (1, 1, 1), "padding": "same"}
     settings |= {"bias": True, "groups": 1} | other
     return graph.add("conv", path, [source], filters=filters, **settings)
 
 
 def _family_unit(
-    graph: _Graph,
+    graph: _Operations,
     path: str,
     source: int,
     filters: int,
@@ -282,7 +251,7 @@ def _family_unit(
 
 
 def _meshnet(arguments: Mapping[str, Any]) -> list[Operation]:
-    graph = _Graph()
+    graph = _Operations()
     x = graph.add("input", "input", ())
     unit = {key: arguments[key] for key in ("activation", "batchnorm", "dropout")}
     for number, dilation in enumerate(arguments["dilations"], start=1):
@@ -293,7 +262,7 @@ def _meshnet(arguments: Mapping[str, Any]) -> list[Operation]:
 
 
 def _unet(arguments: Mapping[str, Any]) -> list[Operation]:
-    graph = _Graph()
+    graph = _Operations()
     filters, depth = arguments["filters"], arguments["depth"]
     unit: dict[str, Any] = {"activation": "relu", "batchnorm": arguments["batchnorm"]}
 
@@ -351,50 +320,32 @@ _FAMILIES: Mapping[str, tuple[Callable, Callable]] = {
 }
 
 
-def recognise(model: KerasModel) -> Recognised:
-    """The family that a Keras network is, with the arguments that build it.
+def recognise(graph: Graph) -> tuple[Recognised | None, str]:
+    """The family that a graph without its output activation is, with the arguments that build it.
 
-    Raises:
-        ConversionError: the network has a layer that is not known, or is of no known family; the
-            sentence names where it first differs from each.
+    Returns:
+        The family, or None; and what makes the graph unlike each family, "" where it is one.
     """
-    operations = _operations(model)
-    kept, output_activation = _without_output_activation(operations)
-    convs = [each for each in kept if each.kind == "conv"]
-    outputs = convs[-1].attributes["filters"] if convs else 0
-    if (output_activation, outputs == 1) in (("sigmoid", False), ("softmax", True)):
-        raise ConversionError(
-            f"{model.path} ends in a {output_activation} over {outputs} outputs; voxtune converts "
-            "a sigmoid of one output, or a softmax of several."
-        )
+    try:
+        operations = _operations(graph)
+    except _UnlikeError as error:
+        return None, str(error)
+    convs = [each for each in operations if each.kind == "conv"]
     if len(convs) < 2:
-        raise ConversionError(
-            f"{model.path} holds a network with {len(convs)} Conv3D layers; voxtune converts "
-            f"networks of the families {', '.join(_FAMILIES)} for now."
-        )
+        return None, f"it has {len(convs)} Conv3D layers"
+    channels = next(iter(graph.inputs.values()))[-1]
     differences = []
     for family, (guess, expected) in _FAMILIES.items():
-        arguments = guess(kept)
-        if arguments.get("activation", "relu") not in ACTIVATIONS:
-            differences.append(f"a {family} has no activation '{arguments['activation']}'")
+        arguments = {"channels": channels, **guess(operations)}
+        if arguments.get("activation", "relu") in ACROSS_CHANNELS:
+            differences.append(f"a {family} has no {quoted(arguments['activation'])} inside")
             continue
         wanted = expected(arguments)
-        difference = _first_difference(kept, wanted)
+        difference = _first_difference(operations, wanted)
         if difference is None:
-            return _recognised(model, family, arguments, output_activation, operations, wanted)
+            return _recognised(family, arguments, operations, wanted), ""
         differences.append(f"as a {family}, {difference}")
-    raise ConversionError(
-        f"{model.path} holds a network of no family that voxtune converts yet: "
-        f"{'; '.join(differences)}."
-    )
-
-
-def _without_output_activation(operations: list[Operation]) -> tuple[list[Operation], str]:
-    last = operations[-1]
-    function = last.attributes.get("function")
-    if last.kind == "activation" and len(last.attributes) == 1 and function in OUTPUT_ACTIVATIONS:
-        return operations[:-1], function
-    return operations, "linear"
+    return None, "; ".join(differences)
 
 
 def _first_difference(found: Sequence[Operation], wanted: Sequence[Operation]) -> str | None:
@@ -407,23 +358,66 @@ def _first_difference(found: Sequence[Operation], wanted: Sequence[Operation]) -
 
 
 def _recognised(
-    model: KerasModel,
     family: str,
     arguments: dict[str, Any],
-    output_activation: str,
     operations: Sequence[Operation],
     wanted: Sequence[Operation],
 ) -> Recognised:
     paths: dict[str, str] = {}
     weighted: dict[str, str] = {}
-    for here, there in zip(operations, wanted, strict=False):
+    for here, there in zip(operations, wanted, strict=True):
         paths[here.name] = there.name
         weighted.setdefault(here.name, there.name)
-    if output_activation != "linear":
-        paths[operations[-1].name] = "output"
-    first = next(each.name for each in operations if each.kind == "conv")
-    kernel = next(layer for layer in model.layers if layer.name == first).weights.get("kernel")
-    if kernel is None or kernel.ndim != 5:
-        raise ConversionError(f"{model.path}: layer '{first}' has no kernel of five dimensions.")
-    arguments = {"channels": int(kernel.shape[3]), **arguments}
-    return Recognised(family, arguments, output_activation, paths, weighted)
+    return Recognised(family, arguments, paths, weighted)
+
+
+# --- a family as a graph -----------------------------------------------------------------------
+
+_LAYERS: Mapping[str, Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]] = {
+    "conv": lambda a: (
+        "Conv3D",
+        {
+            "filters": a["filters"],
+            "kernel_size": list(a["size"]),
+            "dilation_rate": list(a["dilation"]),
+            "padding": a["padding"],
+        },
+    ),
+    "up": lambda a: (
+        "Conv3DTranspose",
+        {
+            "filters": a["filters"],
+            "kernel_size": list(a["size"]),
+            "strides": list(a["strides"]),
+            "padding": a["padding"],
+        },
+    ),
+    "norm": lambda a: ("BatchNormalization", {"epsilon": a["epsilon"], "momentum": 0.99}),
+    "activation": lambda a: ("Activation", {"activation": a["function"]}),
+    "dropout": lambda a: ("Dropout", {"rate": a["rate"]}),
+    "pool": lambda a: ("MaxPooling3D", {"pool_size": list(a["size"]), "padding": a["padding"]}),
+    "concat": lambda a: ("Concatenate", {"axis": a["axis"]}),
+}
+
+
+def as_graph(family: str, arguments: Mapping[str, Any]) -> Graph:
+    """A family's network as a graph of Keras layers, named by their paths.
+
+    Args:
+        family: a key of `voxtune.models.families.FAMILIES`, "graph" too.
+        arguments: what builds it, those with defaults too.
+    """
+    if family == "graph":
+        return with_outputs(Graph.from_json(arguments["graph"]), arguments["outputs"])
+    usual = inspect.signature(vars(FAMILIES[family])["__init__"]).parameters.items()
+    defaults = {name: each.default for name, each in usual if each.default is not each.empty}
+    arguments = {**defaults, **arguments}
+    operations = _FAMILIES[family][1](arguments)
+    layers, calls = [], []
+    for each in operations[1:]:
+        kind, config = _LAYERS[each.kind](each.attributes)
+        layers.append(GraphLayer(each.name, kind, config))
+        sources = tuple(operations[source].name for source in each.inputs)
+        calls.append(GraphCall(each.name, each.name, sources))
+    inputs = {operations[0].name: (None, None, None, arguments["channels"])}
+    return Graph(tuple(layers), tuple(calls), inputs, (operations[-1].name,))

@@ -4,7 +4,9 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -12,29 +14,36 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from voxtune.converters.errors import ConversionError
-from voxtune.converters.to_flax import Conversion
+from voxtune.converters.errors import ConversionError, quoted
+from voxtune.converters.to_flax import EMITTED, Conversion
+from voxtune.models.graph import GraphNet
 
-TOLERANCE = 1e-4  # of the largest absolute value; float32 rounding stays a hundred times below
+GOLDEN_TOLERANCE = 1e-4  # of the largest value; float32 rounding stays a hundred times below
+# A comparison runs once: compiling is nearly all of its time.
+QUICK_TO_COMPILE: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):  # which no longer has this one: half of the time
+    QUICK_TO_COMPILE["xla_cpu_use_fusion_emitters"] = False
 _MAX_BYTES = 4 << 30  # of a golden file, unpacked
 _UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One stored array against the converted network's.
+    """One array of the original against the converted network's.
 
     Attributes:
-        name: entry of the golden file.
+        name: entry of the golden file, or layer of the Keras model.
         path: where the network computes it.
         difference: largest absolute difference.
-        largest: largest absolute value stored.
+        largest: largest absolute value of the original, or of what an activation reads.
+        tolerance: largest share of `largest` that the difference may be.
     """
 
     name: str
     path: str
     difference: float
     largest: float
+    tolerance: float = GOLDEN_TOLERANCE
 
     @property
     def relative(self) -> float:
@@ -46,7 +55,27 @@ class Comparison:
     @property
     def met(self) -> bool:
         """Whether the difference is within the tolerance."""
-        return self.relative <= TOLERANCE
+        return self.relative <= self.tolerance
+
+
+def compare(
+    name: str,
+    path: str,
+    ours: np.ndarray,
+    original: np.ndarray,
+    tolerance: float,
+    read: float = 0.0,
+) -> Comparison:
+    """The comparison of two arrays; those of different shapes are infinitely different.
+
+    For what an activation gives, `read` is the largest value that it reads: rounding is a share of
+    that, and a softmax passes it on undiminished.
+    """
+    same = ours.shape == original.shape
+    differences = np.abs(ours.astype(np.float64) - original) if same else np.array(np.inf)
+    difference = float(differences.max(initial=0))
+    largest = max(float(np.abs(original).max(initial=0)), read)
+    return Comparison(name, path, difference, largest, tolerance)
 
 
 def emit(logits: Array, output_activation: str) -> Array:
@@ -58,71 +87,136 @@ def emit(logits: Array, output_activation: str) -> Array:
     return logits
 
 
-def intermediate(conversion: Conversion, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Every intermediate result of the converted network on `x` `[B, D, H, W, C]`, by path."""
-    graph, state = nnx.split(conversion.network())
+def intermediate(
+    conversion: Conversion, x: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], float]:
+    """Every intermediate result of the converted network, by the file's calls.
 
-    @jax.jit
-    def run(state: nnx.State, x: Array) -> dict[str, Array]:
-        found: dict[str, Array] = {"input": x}
+    Args:
+        conversion: the network.
+        x: input layer → array `[B, ..., C]`, in the file's own order of axes.
+
+    Returns:
+        Call → array in the file's own order of axes, layers that do nothing in prediction too; and
+        the largest absolute logit.
+    """
+    graph, state = nnx.split(conversion.network())
+    canonical, single = conversion.canonical, conversion.arguments.get("outputs") is not None
+
+    @partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
+    def run(state: nnx.State, x: dict[str, Array]) -> tuple[dict[str, Array], Array]:
+        network, found, largest = nnx.merge(graph, state), dict[str, Array](), jnp.zeros(())
 
         def keep(path: str, value: Array) -> None:
             found[path] = value
 
-        logits = nnx.merge(graph, state)(x, tap=keep)
-        found["output"] = emit(logits, conversion.recognised.output_activation)
-        return found
+        if single:
+            (value,) = x.values()
+            found["input"] = value
+            logits = network(value, tap=keep)
+            found[EMITTED] = emit(logits, conversion.output_activation)
+            largest = jnp.abs(logits).max()
+        else:
+            cast(GraphNet, network).run(x, tap=keep)
+        return found, largest
 
+    given = {
+        canonical.calls[name]: np.moveaxis(value, 1, -1) if name in canonical.moved else value
+        for name, value in x.items()
+    }
     # GPUs and TPUs round products to 10 or 8 bits unless told not to: far above the tolerance.
     with jax.default_matmul_precision("float32"):
-        return {path: np.asarray(value) for path, value in run(state, jnp.asarray(x)).items()}
+        found, largest = jax.device_get(
+            run(state, {key: jnp.asarray(each) for key, each in given.items()})
+        )
+    results = {}
+    for name, path in conversion.paths.items():
+        # In prediction a dropout layer emits what it was given: the activation before it.
+        value = found.get(path, found.get(path.replace("/dropout", "/activation")))
+        if value is not None:
+            results[name] = np.moveaxis(value, -1, 1) if name in canonical.moved else value
+    return results, float(largest)
 
 
 def compare_golden(conversion: Conversion, path: Path) -> list[Comparison]:
-    """Runs the converted network on a golden file's `x` and compares with what it stores.
+    """Runs the converted network on a golden file's input and compares with what it stores.
 
-    A golden file is an `.npz` with `x` and `y` `[B, D, H, W, C]`, `act:<layer>` the whole result
-    of a Keras layer, `act4:<layer>` every fourth voxel of it along each axis. `y` is what the
-    Keras network emitted.
+    A golden file is an `.npz` with `x` (or `x:<layer>` for each of several inputs), `y` what the
+    Keras network emitted (needed where it has one output), `act:<layer>` the whole result of a
+    layer, `act4:<layer>` every fourth voxel of it along each spatial axis; all in the order of axes
+    that the Keras file has.
 
     Raises:
         ConversionError: the file cannot be read, or names a layer that the network lacks.
     """
     golden = _read_golden(path)
-    if "x" not in golden or "y" not in golden:
-        raise ConversionError(f"{path} is no golden file: it needs the arrays 'x' and 'y'.")
-    x, channels = golden["x"], conversion.recognised.arguments["channels"]
-    multiple = conversion.network().min_multiple
-    if x.ndim != 5 or x.shape[-1] != channels or any(n % multiple for n in x.shape[1:4]):
-        raise ConversionError(
-            f"{path}: 'x' has shape {x.shape}; the network takes [B, D, H, W, {channels}] with "
-            f"spatial sizes in multiples of {multiple}."
-        )
-    paths: Mapping[str, str] = conversion.recognised.paths
-    wanted: dict[str, tuple[str, int]] = {"y": ("output", 1)}
+    x = _golden_input(conversion, golden, path)
+    single = len(conversion.canonical.graph.outputs) == 1  # 'y' is that output's
+    wanted: dict[str, tuple[str, int]] = {}
+    if single and "y" in golden:
+        output = conversion.canonical.graph.outputs[0]
+        wanted["y"] = (conversion.canonical.names[output], 1)
     for name in golden:
         kind, _, layer = name.partition(":")
         if kind not in ("act", "act4") or not layer:
             continue
-        if layer not in paths:
+        if layer not in conversion.paths:
             raise ConversionError(
                 f"{path}: '{name}' belongs to a layer '{layer}' that the network does not have."
             )
-        wanted[name] = (paths[layer], 4 if kind == "act4" else 1)
-    found = intermediate(conversion, x)
+        wanted[name] = (layer, 4 if kind == "act4" else 1)
+    if not wanted or (single and "y" not in wanted):
+        raise ConversionError(
+            f"{path} is no golden file: it needs the arrays 'x' and 'y' (act:LAYER for a network "
+            "of several outputs)."
+        )
+    try:
+        found, _ = intermediate(conversion, x)
+    except (TypeError, ValueError) as error:
+        shapes = ", ".join(str(each.shape) for each in x.values())
+        raise ConversionError(
+            f"{path}: the network does not take an input of shape {shapes} ({quoted(error)})."
+        ) from error
     comparisons = []
-    for name, (where, every) in wanted.items():
-        # In prediction a dropout layer emits what it was given: the activation before it.
-        result = found.get(where, found.get(where.replace("/dropout", "/activation")))
-        assert result is not None, f"no result is tapped at {where}"
-        result, stored = result[:, ::every, ::every, ::every], golden[name]
+    for name, (layer, every) in wanted.items():
+        result, stored = found[layer], golden[name]
+        if every > 1:
+            axes = slice(2, None) if layer in conversion.canonical.moved else slice(1, -1)
+            spatial = range(result.ndim)[axes]
+            steps = (
+                slice(None, None, every if axis in spatial else 1) for axis in range(result.ndim)
+            )
+            result = result[tuple(steps)]
         if result.shape != stored.shape:
             raise ConversionError(
                 f"{path}: '{name}' has shape {stored.shape} where the network gives {result.shape}."
             )
-        difference = float(np.abs(result.astype(np.float64) - stored).max())
-        comparisons.append(Comparison(name, where, difference, float(np.abs(stored).max())))
+        where = conversion.paths[layer]
+        comparisons.append(compare(name, where, result, stored, GOLDEN_TOLERANCE))
     return comparisons
+
+
+def _golden_input(
+    conversion: Conversion, golden: Mapping[str, np.ndarray], path: Path
+) -> dict[str, np.ndarray]:
+    canonical = conversion.canonical
+    names = {here: canonical.names[here] for here in canonical.graph.inputs}
+    x = {}
+    for here, shape in canonical.graph.inputs.items():
+        name = names[here]
+        entry = "x" if len(names) == 1 and "x" in golden else f"x:{name}"
+        if entry not in golden:
+            needed = "'x' and 'y'" if len(names) == 1 else f"'{entry}'"
+            raise ConversionError(f"{path} is no golden file: it needs the arrays {needed}.")
+        value = golden[entry]
+        given = np.moveaxis(value, 1, -1).shape if name in canonical.moved else value.shape
+        if len(given) != len(shape) + 1 or given[-1] != shape[-1]:
+            raise ConversionError(
+                f"{path}: '{entry}' has shape {value.shape}; the network takes "
+                f"{len(shape) - 1} spatial axes and {shape[-1]} channels."
+            )
+        x[name] = value
+    return x
 
 
 def _read_golden(path: Path) -> dict[str, np.ndarray]:

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from voxtune.converters.canonical import CanonicalModel, Origin
 from voxtune.converters.errors import ConversionError
-from voxtune.converters.families import Recognised
-from voxtune.converters.to_flax import Conversion
+from voxtune.converters.from_flax import to_graph
+from voxtune.converters.to_flax import EMITTED, Conversion, from_canonical
 from voxtune.converters.verify import Comparison, compare_golden, intermediate
 from voxtune.models.parameters import shapes
 
@@ -18,17 +19,24 @@ X = RNG.normal(size=(1, 8, 8, 8, 1)).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def conversion() -> Conversion:
+    """A MeshNet that ends in a sigmoid, as a Keras file of these layer names gives it."""
     parameters = {
         path: RNG.normal(size=shape).astype(np.float32)
         for path, shape in shapes("meshnet", ARGUMENTS).items()
     }
-    paths = {"a": "block1/activation", "b": "block2/conv", "last": "output"}
-    return Conversion(Recognised("meshnet", ARGUMENTS, "sigmoid", paths, {}), parameters, ())
+    graph, weights = to_graph("meshnet", ARGUMENTS, "sigmoid", parameters)
+    origins = {
+        layer: {name: Origin(f"{layer}/{name}", value.shape) for name, value in arrays.items()}
+        for layer, arrays in weights.items()
+    }
+    names = {"a": "block1/activation", "b": "block2/conv", "last": "sigmoid", "input": "input"}
+    canonical = CanonicalModel(graph, weights, origins, names, frozenset())
+    return from_canonical(canonical, Path("net.h5"))
 
 
 @pytest.fixture(scope="module")
 def results(conversion: Conversion) -> dict[str, np.ndarray]:
-    return intermediate(conversion, X)
+    return intermediate(conversion, {"input": X})[0]
 
 
 def golden(path: Path, **entries: object) -> Path:
@@ -41,25 +49,26 @@ def test_what_the_network_computes_is_met(
 ) -> None:
     entries = {
         "x": X,
-        "y": results["output"],
-        "act:a": results["block1/activation"],
-        "act4:b": results["block2/conv"][:, ::4, ::4, ::4],
-        "act:last": results["output"],
+        "y": results["last"],
+        "act:a": results["a"],
+        "act4:b": results["b"][:, ::4, ::4, ::4],
+        "act:last": results["last"],
         "note": "how it was made",
     }
     found = compare_golden(conversion, golden(tmp_path / "golden.npz", **entries))
     assert [each.name for each in found] == ["y", "act:a", "act4:b", "act:last"]
     assert all(each.met for each in found)
-    probability = results["output"]
+    assert conversion.paths["last"] == EMITTED
+    probability = results["last"]
     assert 0 < probability.min() < probability.max() < 1  # what Keras emitted, not logits
 
 
 def test_a_difference_is_found_where_it_is(
     conversion: Conversion, results: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    wrong = results["block1/activation"].copy()
+    wrong = results["a"].copy()
     wrong[0, 3, 3, 3, 1] += 2e-4 * abs(wrong).max()
-    path = golden(tmp_path / "golden.npz", x=X, y=results["output"], **{"act:a": wrong})
+    path = golden(tmp_path / "golden.npz", x=X, y=results["last"], **{"act:a": wrong})
     assert [each.met for each in compare_golden(conversion, path)] == [True, False]
 
 
@@ -74,6 +83,7 @@ def test_what_is_not_a_number_is_not_met() -> None:
     [
         ({"x": X}, "needs the arrays 'x' and 'y'"),
         ({"x": X[..., 0], "y": X}, r"'x' has shape \(1, 8, 8, 8\)"),
+        ({"x": np.repeat(X, 2, -1), "y": X}, "3 spatial axes and 1 channels"),
         ({"x": X, "y": X, "act:zebra": X}, "a layer 'zebra'"),
         ({"x": X, "y": X[:, :4]}, "'y' has shape"),
         ({"x": X, "y": np.array([None])}, "cannot be read"),
