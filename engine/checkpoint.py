@@ -43,7 +43,10 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def save_parameters(directory: Path, parameters: Mapping[str, np.ndarray | jax.Array]) -> None:
     """Writes arrays by path as an Orbax checkpoint; `directory` must not exist."""
-    ocp.save(directory.absolute(), nested(parameters))
+    context = ocp.Context()
+    context.memory.deepcopy_host_arrays = False  # nobody changes them before the call returns
+    with context:
+        ocp.save(directory.absolute(), nested(parameters))
 
 
 def load_parameters(
@@ -85,6 +88,13 @@ def _load(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, n
     return flat(ocp.load(directory.absolute(), nested(wanted)))
 
 
+def _but_closed_loops(unraisable: Any) -> None:
+    """Reports an error that nobody can catch, unless it is that Orbax's event loop has ended."""
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
+
+
 @contextmanager
 def _without_aftermath() -> Iterator[None]:
     """Keeps Orbax's abandoned tasks quiet: on a damaged file they report themselves when they are
@@ -97,6 +107,7 @@ def _without_aftermath() -> Iterator[None]:
         yield
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold the tasks
+        hook = _but_closed_loops  # for good: TensorStore's threads may be late
         raise
     finally:
         gc.collect()

@@ -60,10 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(command: config.Command, console: Console) -> int:
     """Runs one parsed command; returns its exit status."""
     match command:
+        case config.Inspect():
+            from voxtune.engine.inspect import inspect
+
+            inspect(command, console)
         case config.Convert():
             from voxtune.engine.convert import convert_file
 
             return 0 if convert_file(command, console) else 1
+        case config.Export():
+            from voxtune.engine.export import export
+
+            return 0 if export(command, console) else 1
         case config.Finetune():
             from voxtune.engine.train import finetune
 

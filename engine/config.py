@@ -1,6 +1,6 @@
 """What the commands take: frozen dataclasses, saved with what they made. No JAX here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,20 +10,44 @@ Block = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Convert:
-    """Convert a Keras file to a model directory, every tensor accounted for."""
+class Source:
+    """A Keras file, and what it does not say itself."""
 
     keras_file: Annotated[Positional[Path], arg(metavar="KERAS_FILE")]
-    """Whole-model .h5 file, or folder of a TF.js layers model."""
+    """Any Keras file: .h5, .hdf5, .keras, .weights.h5, the folder of a TF.js layers model, a
+    SavedModel or a TensorFlow checkpoint."""
+    model: Literal["meshnet", "unet", "synthseg"] | None = field(default=None, kw_only=True)
+    """Which network a file of weights alone belongs to."""
+    arguments: tuple[str, ...] = field(default=(), kw_only=True)
+    """Of that network, as NAME=VALUE: dilations=1,2,4,8,4,2,1 activation=elu for example."""
+    lambdas: Annotated[tuple[str, ...], arg(name="lambda", metavar="LAYER=ACTIVATION")] = field(
+        default=(), kw_only=True
+    )
+    """What stands for Lambda layers, whose code is never run: an activation, or identity; several
+    after one --lambda."""
+
+
+@dataclass(frozen=True)
+class Inspect(Source):
+    """Show what a Keras file holds and what convert would do with it; nothing is written."""
+
+
+@dataclass(frozen=True)
+class Convert(Source):
+    """Convert a Keras file to a model directory, every tensor accounted for."""
+
     model_dir: Annotated[Positional[Path], arg(metavar="MODEL_DIR")]
     """Folder to make."""
+    verify: bool = False
+    """Run the original in Keras beside it and compare every layer (needs keras); exit
+    status 1 above 1e-5."""
     golden: Annotated[Path | None, arg(metavar="FILE.npz")] = None
     """.npz with 'x', 'y' and layers' results to compare with; exit status 1 above 1e-4."""
     orientation: str | None = None
     """Directions of the three axes that the network was trained with, RAS or LIA for example."""
     spacing: tuple[float, float, float] | Literal["own"] | None = None
     """Voxel size that the network was trained with, mm; 'own' leaves each scan its own."""
-    intensity: Literal["zscore", "minmax", "quantile", "none"] | None = None
+    intensity: Literal["zscore", "minmax", "quantile", "percentile", "none"] | None = None
     """Intensity scaling that the network was trained with."""
     block: Block | None = None
     """Shape of the blocks that the network is given, voxels."""
@@ -33,6 +57,18 @@ class Convert:
     """Names of the classes, background first."""
     overwrite: bool = False
     """Replace a model directory that is there."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a network as a Keras 3 file, and load it again to prove that it computes the same."""
+
+    model_dir: Annotated[Positional[Path], arg(metavar="MODEL_DIR")]
+    """Model directory."""
+    keras_file: Annotated[Positional[Path], arg(metavar="FILE.keras")]
+    """File to write: .keras, or .h5 for older programs."""
+    overwrite: bool = False
+    """Replace the file if it is there."""
 
 
 @dataclass(frozen=True)
@@ -177,4 +213,4 @@ class Demo:
     """Replace a demonstration that is there."""
 
 
-Command = Convert | Finetune | Predict | Evaluate | Picture | Phantom | Demo
+Command = Inspect | Convert | Export | Finetune | Predict | Evaluate | Picture | Phantom | Demo

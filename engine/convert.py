@@ -9,33 +9,34 @@ from rich.console import Console
 from rich.table import Table
 
 from voxtune.converters.keras_file import read_keras_file
-from voxtune.converters.keras_model import KerasModel
+from voxtune.converters.keras_model import KerasModel, KerasWeights
+from voxtune.converters.keras_reference import Verification, verify
 from voxtune.converters.to_flax import Conversion, Tensor, convert
-from voxtune.converters.verify import TOLERANCE, Comparison, compare_golden
-from voxtune.engine.config import Convert
+from voxtune.converters.verify import Comparison, compare_golden
+from voxtune.converters.weights_only import candidates, fit, parse_arguments
+from voxtune.engine.config import Convert, Source
 from voxtune.engine.conform import check_target
+from voxtune.engine.known_models import BRAINCHOP, NOBRAINER, KnownModel, recognise
 from voxtune.engine.model_dir import (
     Contract,
     LabelClass,
     ModelSpec,
+    check_block,
     check_threshold,
+    labels_voxels,
     write_model,
 )
 from voxtune.engine.output import check_free
 from voxtune.models.errors import InputError
-from voxtune.models.families import abstract
 
-# What the two makers of these networks did to a scan. Nobrainer writes its training records in RAS
-# with whole-volume z-scores, conformed to 1 mm, and predicts in blocks of 128³ above 0.3. The
-# brainchop networks take FreeSurfer's conformed LIA grid at 1 mm, min-max scaled.
-NOBRAINER = Contract("RAS", (1.0, 1.0, 1.0), "zscore", (128, 128, 128), 0.3)
-BRAINCHOP = Contract("LIA", (1.0, 1.0, 1.0), "minmax", (128, 128, 128))
+_NAMED = 3  # layers that a verdict names for each reason
 
 
 def convert_file(config: Convert, console: Console) -> bool:
-    """Converts a Keras file, compares it with golden arrays if given, and writes a model directory.
+    """Converts a Keras file, proves it as far as asked, and writes a model directory.
 
-    Prints what became of each tensor. Nothing is written where a comparison fails.
+    Prints what became of each tensor, and last what was verified. Nothing is written where a
+    comparison fails.
 
     Returns:
         Whether every comparison was met; True without one.
@@ -44,83 +45,148 @@ def convert_file(config: Convert, console: Console) -> bool:
         InputError: the file, the golden file or an option is bad, or the model directory exists.
     """
     check_free(config.model_dir, config.overwrite)
-    model = read_keras_file(config.keras_file)
-    conversion = convert(model)
-    spec = _spec(model, conversion, config)
+    source, conversion = read(config)
+    known, by = recognise(source.path, source.sha256, conversion)
+    spec = _spec(source, conversion, known, config)
+    golden = compare_golden(conversion, config.golden) if config.golden else []
+    model = source if isinstance(source, KerasModel) else None
+    verification = verify(conversion, model) if config.verify else None
     console.print(_tensor_table(conversion.tensors))
-    comparisons = compare_golden(conversion, config.golden) if config.golden else []
-    if comparisons:
-        console.print(_comparison_table(comparisons))
-    if not all(each.met for each in comparisons):
-        console.print("The converted network differs from the golden file: nothing was written.")
-        return False
-    parameters = conversion.parameters
-    record = {"conversion": _record(model, conversion, comparisons)}
-    write_model(config.model_dir, spec, parameters, history=record, overwrite=config.overwrite)
-    total = sum(value.size for value in parameters.values())
-    contract = spec.contract
-    voxels = contract.spacing_mm and " x ".join(f"{size:g}" for size in contract.spacing_mm)
-    block = " x ".join(map(str, contract.block))
-    one_class = spec.arguments["outputs"] == 1
-    settings = ["orientation", "spacing", "intensity", "block", *(["threshold"] * one_class)]
-    assumed = [f"--{name}" for name in settings if getattr(config, name) is None]
-    for line in (
-        f"{spec.family}: {len(parameters)} tensors, {total:,} values, none left over",
-        f"contract: {contract.orientation}, {voxels or 'own'} mm, {contract.intensity}, "
-        f"blocks of {block} voxels" + f", threshold {contract.threshold:g}" * one_class,
-        f"assumed, since a Keras file does not say it: {', '.join(assumed) or 'nothing'}",
-        f"wrote {config.model_dir}",
-    ):
-        console.print(line, highlight=False, soft_wrap=True)
-    return True
-
-
-def _spec(model: KerasModel, conversion: Conversion, config: Convert) -> ModelSpec:
-    recognised = conversion.recognised
-    usual = BRAINCHOP if model.format.startswith("TF.js") else NOBRAINER
-    if recognised.arguments["channels"] != 1:
-        raise InputError(
-            f"{model.path} takes {recognised.arguments['channels']} channels; voxtune gives "
-            "networks one scan a subject for now."
+    if golden:
+        console.print(_comparison_table(golden, f"the golden file {config.golden}"))
+    if verification:
+        title = f"Keras, {verification.original}"
+        console.print(_comparison_table(list(verification.comparisons), title))
+    met = all(each.met for each in golden) and (verification is None or verification.met)
+    verdict = _verdict(golden, verification, model is None)
+    if met:
+        record = _record(source, conversion, known, by, golden, verification, verdict)
+        write_model(
+            config.model_dir,
+            spec,
+            conversion.parameters,
+            history={"conversion": record},
+            overwrite=config.overwrite,
         )
-    multiple = abstract(recognised.family, recognised.arguments).min_multiple
+        for line in (*_summary(conversion, spec, known, by, config), f"wrote {config.model_dir}"):
+            console.print(line, highlight=False, soft_wrap=True)
+    else:
+        console.print("The converted network differs from the original: nothing was written.")
+    console.print(verdict, highlight=False, soft_wrap=True)
+    return met
+
+
+def read(source: Source) -> tuple[KerasModel | KerasWeights, Conversion]:
+    """Reads a Keras file and converts it in memory.
+
+    Raises:
+        InputError: the file cannot be read or converted, or an option does not suit it.
+    """
+    lambdas = dict(_replacement(text) for text in source.lambdas)
+    found = read_keras_file(source.keras_file, lambdas)
+    if isinstance(found, KerasModel):
+        if source.model or source.arguments:
+            raise InputError(
+                f"{found.path} holds the whole network: --model and --arguments are for files of "
+                "weights alone; leave them out."
+            )
+        return found, convert(found)
+    if source.model is None:
+        options = " or ".join(candidates(found))
+        would = f"it would fit {options}" if options else "it fits none that voxtune can name"
+        raise InputError(
+            f"{found.path} holds weights alone ({found.format}), not the network: say which one "
+            f"with --model ({would}), or give a file written by model.save()."
+        )
+    return found, fit(found, source.model, parse_arguments(source.arguments))
+
+
+def _replacement(text: str) -> tuple[str, str]:
+    name, _, activation = text.rpartition("=")
+    if not name or not activation:
+        raise InputError(
+            f"--lambda takes LAYER=ACTIVATION or LAYER=identity, such as scale=relu; '{text}' is "
+            "not that."
+        )
+    return name, activation
+
+
+def usual_contract(source: KerasModel | KerasWeights, known: KnownModel | None) -> Contract:
+    """The contract of a published network, else that of the makers who use the file's format."""
+    if known:
+        return known.contract
+    return BRAINCHOP if source.format.startswith("TF.js") else NOBRAINER
+
+
+def _spec(
+    source: KerasModel | KerasWeights,
+    conversion: Conversion,
+    known: KnownModel | None,
+    config: Convert,
+) -> ModelSpec:
+    usual = usual_contract(source, known)
     chosen = {
         "orientation": config.orientation,
         "spacing_mm": config.spacing if config.spacing != "own" else None,
         "intensity": config.intensity,
-        "block": config.block,
+        "block": config.block or _own_block(conversion, usual.block),
         "threshold": config.threshold,
     }
     given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     contract = dataclasses.replace(usual, **given)
     if config.spacing == "own":
         contract = dataclasses.replace(contract, spacing_mm=None)
-    if min(contract.block) < 1 or any(size % multiple for size in contract.block):
-        raise InputError(
-            f"--block {' '.join(map(str, contract.block))} does not suit this {recognised.family}: "
-            f"each size must be at least {multiple} and a multiple of {multiple}."
-        )
+    if config.block:
+        check_block(conversion.family, conversion.arguments, config.block)
     check_target(contract.orientation, contract.spacing_mm)
     check_threshold(contract.threshold)
-    outputs = max(2, recognised.arguments["outputs"])
-    brainchop = usual is BRAINCHOP
-    published = _published_names(model.path, outputs) if brainchop else None
-    names = config.classes or published or _plain_names(outputs)
-    if len(names) != outputs:
-        raise InputError(
-            f"--classes names {len(names)} classes, but {model.path} tells {outputs} apart."
-        )
-    return ModelSpec(
-        family=recognised.family,
-        arguments=recognised.arguments,
-        output_activation=recognised.output_activation,
-        classes=tuple(LabelClass(value, name) for value, name in enumerate(names)),
+    spec = ModelSpec(
+        family=conversion.family,
+        arguments=conversion.arguments,
+        output_activation=conversion.output_activation,
+        classes=(),
         contract=contract,
     )
+    return dataclasses.replace(spec, classes=_classes(spec, source.path, known, config.classes))
 
 
-def _plain_names(outputs: int) -> tuple[str, ...]:
-    return ("background", *(f"class {value}" for value in range(1, outputs)))
+def _own_block(conversion: Conversion, usual: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The usual block, or the shape that the network was made for where it takes no other."""
+    try:
+        check_block(conversion.family, conversion.arguments, usual)
+    except InputError:
+        inputs = list(conversion.canonical.graph.inputs.values())
+        if len(inputs) == 1 and len(inputs[0]) == 4 and None not in inputs[0]:
+            first, second, third, _ = (size or 1 for size in inputs[0])
+            return first, second, third
+    return usual
+
+
+def _classes(
+    spec: ModelSpec, path: Path, known: KnownModel | None, names: tuple[str, ...] | None
+) -> tuple[LabelClass, ...]:
+    """What the outputs mean; nothing where they are no classes that exclude each other."""
+    outputs = spec.arguments["outputs"]
+    images = known is not None and not known.classes
+    several = outputs is not None and outputs > 1
+    if images or not labels_voxels(spec) or (several and spec.output_activation == "sigmoid"):
+        if names:
+            raise InputError(
+                f"--classes: {path} holds a network whose outputs are no classes of voxels."
+            )
+        return ()
+    expected = max(2, outputs)
+    if names is None:
+        published = _published_names(path, expected)
+        if published is None and known and len(known.classes) == expected:
+            return known.classes
+        plain = ("background", *(f"class {value}" for value in range(1, expected)))
+        names = published or plain
+    if len(names) != expected:
+        raise InputError(
+            f"--classes names {len(names)} classes, but {path} tells {expected} apart."
+        )
+    return tuple(LabelClass(value, name) for value, name in enumerate(names))
 
 
 def _published_names(model_json: Path, outputs: int) -> tuple[str, ...] | None:
@@ -131,6 +197,91 @@ def _published_names(model_json: Path, outputs: int) -> tuple[str, ...] | None:
         return None
     fits = isinstance(labels, list) and len(labels) == outputs
     return tuple(map(str, labels)) if fits else None
+
+
+def _summary(
+    conversion: Conversion, spec: ModelSpec, known: KnownModel | None, by: str, config: Convert
+) -> list[str]:
+    total = sum(value.size for value in conversion.parameters.values())
+    lines = [
+        f"{spec.family}: {len(conversion.parameters)} tensors, {total:,} values, none left over"
+    ]
+    if conversion.canonical.moved:
+        lines.append("channels-first in the file, channels-last here and in what is exported")
+    if known:
+        lines.append(known_line(known, by))
+    if not spec.classes:
+        lines.append(
+            "no classes: the outputs are not classes of voxels that exclude each other, so "
+            "'voxtune predict' cannot use it as it is"
+        )
+    if not labels_voxels(spec):
+        return lines
+    one_class = spec.arguments["outputs"] == 1
+    settings = ["orientation", "spacing", "intensity", "block", *(["threshold"] * one_class)]
+    assumed = [f"--{name}" for name in settings if getattr(config, name) is None]
+    lines.append(contract_line(spec.contract, one_class))
+    if not known:
+        lines.append(
+            f"assumed, since a Keras file does not say it: {', '.join(assumed) or 'nothing'}"
+        )
+    return lines
+
+
+def known_line(known: KnownModel, by: str) -> str:
+    """Which published network a file is taken for."""
+    how = "the very file of" if by == "hash" else "of the structure of"
+    return f"{how} {known.name}; cite {known.citation}"
+
+
+def contract_line(contract: Contract, one_class: bool) -> str:
+    """A preprocessing contract in a line."""
+    voxels = contract.spacing_mm and " x ".join(f"{size:g}" for size in contract.spacing_mm)
+    block = " x ".join(map(str, contract.block))
+    threshold = f", threshold {contract.threshold:g}" * one_class
+    return (
+        f"contract: {contract.orientation}, {voxels or 'own'} mm, {contract.intensity}, "
+        f"blocks of {block} voxels{threshold}"
+    )
+
+
+def _verdict(
+    golden: list[Comparison], verification: Verification | None, weights_alone: bool
+) -> str:
+    """What was proven, the last line of a conversion."""
+    proofs = []
+    if golden:
+        proofs.append(f"{sum(each.met for each in golden)} of {len(golden)} golden arrays met")
+    if verification:
+        equal = sum(each.met for each in verification.comparisons)
+        proofs.append(
+            f"{equal} of {len(verification.comparisons)} layers equal to Keras "
+            f"({verification.original})"
+        )
+    failed = not all(each.met for each in golden) or (verification and not verification.met)
+    unverified = dict(verification.unverified) if verification else {}
+    if verification and weights_alone and not golden:
+        unverified["the network itself"] = "weights do not tell it: compare with --golden"
+    if failed:
+        word = "NOT EQUAL"
+    elif verification and not verification.comparisons and not golden:
+        word = "not verified"
+    elif unverified:
+        word = "verified in part"
+    elif proofs:
+        word = "verified"
+    else:
+        return "not verified: pass --verify to run the original in Keras beside it, or --golden"
+    reasons: dict[str, list[str]] = {}
+    for name, reason in unverified.items():
+        reasons.setdefault(reason, []).append(name)
+    rest = [f"not verified, since {reason}: {_some(names)}" for reason, names in reasons.items()]
+    return f"{word}: {'; '.join(proofs + rest)}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _tensor_table(tensors: tuple[Tensor, ...]) -> Table:
@@ -144,12 +295,13 @@ def _tensor_table(tensors: tuple[Tensor, ...]) -> Table:
     return table
 
 
-def _comparison_table(comparisons: list[Comparison]) -> Table:
+def _comparison_table(comparisons: list[Comparison], original: str) -> Table:
+    tolerance = comparisons[0].tolerance if comparisons else 0
     table = Table(
-        title="Largest difference from the golden file, of its largest value "
-        f"(met up to {TOLERANCE:.0e})"
+        title=f"Largest difference from {original}, of a layer's largest value "
+        f"(met up to {tolerance:.0e})"
     )
-    table.add_column("entry", overflow="fold")
+    table.add_column("layer", overflow="fold")
     table.add_column("computed at", overflow="fold")
     for name in ("difference", "of", "relative", ""):
         table.add_column(name, justify="right")
@@ -160,13 +312,33 @@ def _comparison_table(comparisons: list[Comparison]) -> Table:
 
 
 def _record(
-    model: KerasModel, conversion: Conversion, comparisons: list[Comparison]
+    source: KerasModel | KerasWeights,
+    conversion: Conversion,
+    known: KnownModel | None,
+    by: str,
+    golden: list[Comparison],
+    verification: Verification | None,
+    verdict: str,
 ) -> dict[str, Any]:
-    return {
-        "file": model.path.name,
-        "format": model.format,
-        "keras_version": model.keras_version,
-        "sha256": model.sha256,
+    def differences(comparisons: Any) -> list[dict[str, Any]]:
+        return [{**dataclasses.asdict(each), "relative": each.relative} for each in comparisons]
+
+    record: dict[str, Any] = {
+        "file": source.path.name,
+        "format": source.format,
+        "keras_version": source.keras_version,
+        "sha256": source.sha256,
         "tensors": [dataclasses.asdict(each) for each in conversion.tensors],
-        "golden": [{**dataclasses.asdict(each), "relative": each.relative} for each in comparisons],
+        "golden": differences(golden),
+        "verdict": verdict,
     }
+    if known:
+        record["published"] = {"name": known.name, "by": by, "citation": known.citation}
+    if verification:
+        record["keras"] = {
+            "original": verification.original,
+            "input": {name: list(shape) for name, shape in verification.shapes.items()},
+            "layers": differences(verification.comparisons),
+            "unverified": dict(verification.unverified),
+        }
+    return record

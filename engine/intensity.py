@@ -6,7 +6,7 @@ import numpy as np
 
 from voxtune.models.errors import InputError
 
-IntensityKind = Literal["zscore", "minmax", "quantile", "none"]
+IntensityKind = Literal["zscore", "minmax", "quantile", "percentile", "none"]
 
 
 def scale_intensity(
@@ -17,7 +17,8 @@ def scale_intensity(
     Args:
         data: numbers [D, H, W].
         kind: "zscore", (x - mean) / standard deviation, as Nobrainer; "minmax", to [0, 1];
-            "quantile", (x - q05) / (q95 - q05) without clipping, as brainchop; "none".
+            "quantile", (x - q05) / (q95 - q05) without clipping, as brainchop; "percentile",
+            clipped to the 0.5th and 99.5th percentile, then to [0, 1], as SynthSeg; "none".
         name: what a message should call the volume, its file at best.
 
     Returns:
@@ -36,6 +37,9 @@ def scale_intensity(
     elif kind == "quantile":
         offset, q95 = (float(q) for q in np.quantile(data, (0.05, 0.95)))
         spread = q95 - offset
+    elif kind == "percentile":
+        offset, top = (float(q) for q in np.quantile(data, (0.005, 0.995)))
+        spread, data = top - offset, np.clip(data, offset, top)
     else:
         raise ValueError(f"no intensity scaling is called {kind!r}")
     if spread == 0:

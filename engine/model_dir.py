@@ -15,7 +15,8 @@ from voxtune.engine.conform import check_target
 from voxtune.engine.intensity import IntensityKind
 from voxtune.engine.output import new_folder
 from voxtune.models.errors import InputError
-from voxtune.models.families import Network
+from voxtune.models.families import Network, abstract
+from voxtune.models.graph import Graph, GraphNet, fits, results
 from voxtune.models.layers import ACTIVATIONS
 from voxtune.models.parameters import assemble, shapes
 
@@ -69,7 +70,8 @@ class ModelSpec:
         arguments: what builds it.
         output_activation: "sigmoid" for a one-class network, else "softmax", or "linear" for a
             network whose Keras original emitted logits (its classes exclude each other too).
-        classes: in the order of the outputs; a one-class network has background before it.
+        classes: in the order of the outputs; a one-class network has background before it. None
+            where the network does not label voxels.
         contract: preprocessing.
     """
 
@@ -146,6 +148,77 @@ def read_model(folder: Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     return spec, load_parameters(folder / "params", wanted)
 
 
+def check_block(family: str, arguments: Mapping[str, Any], block: tuple[int, int, int]) -> None:
+    """Makes sure that a network gives `[*block, outputs]` for a block `[*block, channels]`.
+
+    Raises:
+        InputError: it does not.
+    """
+    network = abstract(family, arguments)
+    multiple = network.min_multiple
+    if min(block) < 1 or any(size % multiple for size in block):
+        raise InputError(
+            f"--block {' '.join(map(str, block))} does not suit this {family}: each size must be "
+            f"a multiple of {multiple}, at least that."
+        )
+    if isinstance(network, GraphNet) and not _labels_voxels(network.graph, block):
+        raise InputError(
+            f"--block {' '.join(map(str, block))} does not suit this network: it does not give "
+            "one result a voxel for it; give the shape that it was made for, or a larger one."
+        )
+
+
+def _labels_voxels(graph: Graph, block: tuple[int, int, int]) -> bool:
+    """Whether a graph gives values for each voxel of a block, and of no other shape."""
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        return False
+    ((name, shape),) = graph.inputs.items()
+    if len(shape) != 4 or shape[-1] is None:
+        return False
+    sizes = {name: (*block, shape[-1])}
+    return fits(graph, sizes) and results(graph, sizes)[graph.outputs[0]][1:-1] == block
+
+
+def labels_voxels(spec: ModelSpec) -> bool:
+    """Whether a network gives values for each voxel of the blocks of its contract."""
+    if spec.family != "graph":
+        return True
+    return _labels_voxels(Graph.from_json(spec.arguments["graph"]), spec.contract.block)
+
+
+def check_trainable(spec: ModelSpec, folder: Path) -> None:
+    """Makes sure that voxtune can fine-tune a network to label voxels.
+
+    Raises:
+        InputError: it takes several channels, or gives no value for each voxel.
+    """
+    if not labels_voxels(spec):
+        raise InputError(
+            f"{folder} holds a network that gives no values for each voxel of one 3D scan; "
+            "fine-tuning and prediction are for networks that do."
+        )
+    channels = spec.arguments.get("channels", 1)
+    if channels != 1:
+        raise InputError(
+            f"{folder} holds a network of {channels} channels; voxtune gives networks one scan a "
+            "subject for now."
+        )
+
+
+def check_labels(spec: ModelSpec, folder: Path) -> None:
+    """Makes sure that a network labels voxels, so that it can segment.
+
+    Raises:
+        InputError: it does not.
+    """
+    check_trainable(spec, folder)
+    if not spec.classes:
+        raise InputError(
+            f"{folder} holds a network whose outputs are no classes that exclude each other; "
+            "fine-tune it to yours with 'voxtune finetune' first."
+        )
+
+
 def check_threshold(threshold: float) -> None:
     """Makes sure that a threshold is a probability.
 
@@ -174,12 +247,9 @@ def _spec(document: dict[str, Any]) -> ModelSpec:
     check_threshold(spec.contract.threshold)
     if spec.arguments.get("activation", "relu") not in ACTIVATIONS:
         raise ValueError(f"no activation is called '{spec.arguments['activation']}'")
-    channels = spec.arguments.get("channels", 1)
-    if channels != 1:
-        raise ValueError(f"its network takes {channels} channels, voxtune gives one for now")
     outputs = spec.arguments["outputs"]
     expected = 2 if outputs == 1 else outputs
-    if len(spec.classes) != expected:
+    if spec.classes and len(spec.classes) != expected:
         raise ValueError(f"it lists {len(spec.classes)} classes for {outputs} outputs")
     return spec
 

@@ -13,7 +13,7 @@ from voxtune.engine.conform import to_scan_grid
 from voxtune.engine.dataset import network_image, pad_to_block
 from voxtune.engine.evaluate import write_class_names
 from voxtune.engine.mesh import data_mesh, memory_errors, on_all, over_data
-from voxtune.engine.model_dir import ModelSpec, read_model
+from voxtune.engine.model_dir import ModelSpec, check_labels, read_model
 from voxtune.engine.output import check_free, make_folder
 from voxtune.engine.step import Apply, make_predict_step, split
 from voxtune.engine.subjects import read_subjects
@@ -146,6 +146,7 @@ def predict(
     if not 0 <= overlap < 1:
         raise InputError(f"--overlap {overlap} is not a share of a block; give 0 to 0.9.")
     spec, parameters = read_model(model_dir)
+    check_labels(spec, model_dir)
     outputs = outputs_of([path for _, path in scans], [name for name, _ in scans], folder)
     check_free(folder, overwrite)
     for _, path in scans:

@@ -11,11 +11,10 @@ import numpy as np
 from voxtune.engine.config import Finetune
 from voxtune.engine.dataset import found_classes
 from voxtune.engine.losses import IGNORE
-from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec
-from voxtune.engine.optimizer import HEAD
+from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, check_block
 from voxtune.engine.volume import Volume
 from voxtune.models.errors import InputError
-from voxtune.models.families import abstract, build
+from voxtune.models.families import build
 from voxtune.models.parameters import by_path
 
 
@@ -27,11 +26,13 @@ class Start:
         spec: the network to train.
         parameters: path → array.
         origin: path → "loaded" or "initialised ...", for every parameter.
+        head: path of the network's last layer.
     """
 
     spec: ModelSpec
     parameters: dict[str, np.ndarray | jax.Array]
     origin: dict[str, str]
+    head: str
 
 
 def make_start(
@@ -62,16 +63,21 @@ def make_start(
             classes=tuple(classes),
             contract=contract,
         )
-    fresh = by_path(build(new.family, new.arguments, config.seed))
+    if not new.classes:
+        raise InputError(
+            f"{config.model_dir} has no classes to keep: it does not label voxels; pass --head new."
+        )
+    network = build(new.family, new.arguments, config.seed)
+    fresh = by_path(network)
     start: dict[str, np.ndarray | jax.Array] = {}
     origin: dict[str, str] = {}
     for path, value in fresh.items():
-        in_head = path.split("/")[0] == HEAD
+        in_head = path.rpartition("/")[0] == network.head_path
         if config.init == "pretrained" and (keep_head or not in_head):
             start[path], origin[path] = parameters[path], "loaded"
         else:
             start[path], origin[path] = value, f"initialised from seed {config.seed}"
-    return Start(new, start, origin)
+    return Start(new, start, origin, network.head_path)
 
 
 def classes_of(
@@ -127,12 +133,7 @@ def contract_of(spec: ModelSpec, config: Finetune) -> Contract:
         InputError: the block does not suit the network.
     """
     block = config.block or spec.contract.block
-    multiple = abstract(spec.family, spec.arguments).min_multiple
-    if min(block) < 1 or any(size % multiple for size in block):
-        raise InputError(
-            f"--block {' '.join(map(str, block))} does not suit this {spec.family}: each size must "
-            f"be a multiple of {multiple}, at least that."
-        )
+    check_block(spec.family, spec.arguments, block)
     return dataclasses.replace(spec.contract, block=block)
 
 

@@ -24,7 +24,13 @@ from voxtune.engine.display import Display
 from voxtune.engine.evaluate import dice
 from voxtune.engine.losses import IGNORE
 from voxtune.engine.mesh import check_batch, data_mesh, memory_errors, on_all, over_data
-from voxtune.engine.model_dir import Contract, ModelSpec, read_model, write_model
+from voxtune.engine.model_dir import (
+    Contract,
+    ModelSpec,
+    check_trainable,
+    read_model,
+    write_model,
+)
 from voxtune.engine.optimizer import learning_rates, make_optimizer
 from voxtune.engine.output import check_free, make_folder
 from voxtune.engine.predict import Predictor, contested
@@ -49,6 +55,7 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
     _check_options(config)
     check_free(config.run_dir, config.overwrite)
     spec, parameters = read_model(config.model_dir)
+    check_trainable(spec, config.model_dir)
     mesh = data_mesh(config.devices)
     batch = config.batch if config.batch is not None else max(2, mesh.size)
     check_batch(batch, mesh)
@@ -66,7 +73,7 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
     _announce(start, train, validation, mesh.size, config, console)
 
     apply, params, statistics = split(start.spec.network(start.parameters))
-    optimizer = make_optimizer(config, params)
+    optimizer = make_optimizer(config, params, start.head)
     state = TrainState(
         step=jax.numpy.zeros((), jax.numpy.int32),
         params=params,

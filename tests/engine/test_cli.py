@@ -141,7 +141,7 @@ def cut(path: Path) -> None:
     ("damage", "words"),
     [
         (lambda folder: shutil.rmtree(folder), "does not exist"),
-        (lambda folder: (folder / "model.json").unlink(), "without a model.json"),
+        (lambda folder: (folder / "model.json").unlink(), "holds no model"),
         (lambda folder: cut(folder / "model.json"), "broken or cut short"),
         (lambda folder: cut(folder / "model.bin"), "cut short"),
         (lambda folder: (folder / "model.bin").unlink(), "'model.bin' is missing"),
@@ -169,7 +169,7 @@ def test_an_h5_file_that_is_none(refused: Callable[..., str], tmp_path: Path, co
     [
         (layer("odd", "Fancy3D", "conv2"), ["'odd'", "Fancy3D"]),
         (layer("code", "Lambda", "conv2", function=["4wEAAAA=", None]), ["'code'", "Lambda"]),
-        (layer("norm", "LayerNormalization", "conv2"), ["'norm'", "LayerNormalization"]),
+        (layer("memory", "ConvLSTM3D", "conv2"), ["'memory'", "ConvLSTM3D"]),
     ],
 )
 def test_a_layer_that_is_not_known_is_named(

@@ -175,7 +175,7 @@ ALTERATIONS = {
     "an unknown argument": change("arguments", "wings", to=2),
     "negative filters": change("arguments", "filters", to=-2),
     "dilations that are a number": change("arguments", "dilations", to=1),
-    "an unknown activation": change("arguments", "activation", to="swish"),
+    "an unknown activation": change("arguments", "activation", to="swoosh"),
     "other filters": change("arguments", "filters", to=5),
 }
 

@@ -47,7 +47,7 @@ def leaf(tree: dict, path: Sequence[str]) -> np.ndarray:
 def moves(gradients: dict, count: int) -> list[dict]:
     """What each of the first steps adds to the parameters."""
     params = jax.tree.map(jnp.asarray, PARAMS)
-    optimizer = make_optimizer(CONFIG, params)
+    optimizer = make_optimizer(CONFIG, params, "head")
     update = jax.jit(optimizer.update)
     state, found = optimizer.init(params), []
     for _ in range(count):
@@ -108,7 +108,7 @@ def test_a_gradient_beyond_a_norm_of_one_is_scaled_down_to_it():
     small["head"]["bias"] = np.array([1.0, 0.0], np.float32)
     large = jax.tree.map(lambda g: 1000 * g, small)
     params = jax.tree.map(jnp.asarray, PARAMS)
-    optimizer = make_optimizer(CONFIG, params)
+    optimizer = make_optimizer(CONFIG, params, "head")
     update = jax.jit(optimizer.update)
     _, state = update(small, optimizer.init(params), params)
     found = [update(gradients, state, params)[0]["head"]["bias"] for gradients in (small, large)]
@@ -117,7 +117,7 @@ def test_a_gradient_beyond_a_norm_of_one_is_scaled_down_to_it():
 
 
 def test_groups_and_kernels_name_each_parameter():
-    assert groups(PARAMS) == {
+    assert groups(PARAMS, "head") == {
         "block1": {
             "conv": {"kernel": "trunk", "bias": "trunk"},
             "norm": {"scale": "trunk", "bias": "trunk"},

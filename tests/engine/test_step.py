@@ -51,7 +51,7 @@ def first_state(params: Any, statistics: Any, optimizer: Any, seed: int = 0) -> 
 def run(mesh: Mesh, steps: int) -> tuple[TrainState, list[float], str]:
     """Some steps on a mesh: the last state, the losses, and the compiled program."""
     apply, params, statistics = network()
-    optimizer = make_optimizer(CONFIG, params)
+    optimizer = make_optimizer(CONFIG, params, "head")
     state = jax.device_put(first_state(params, statistics, optimizer), on_all(mesh))
     batch = jax.device_put(BATCH, over_data(mesh))
     compiled = jax.jit(make_train_step(apply, optimizer, (0,))).lower(state, batch).compile(QUICK)
@@ -110,7 +110,7 @@ def test_the_loss_falls_on_a_batch_that_stays(one_device):
 def noisy() -> Any:
     """A network with dropout and batch normalisation: a jitted step and its first state."""
     apply, params, statistics = network(dropout=0.5, batchnorm=True)
-    optimizer = make_optimizer(CONFIG, params)
+    optimizer = make_optimizer(CONFIG, params, "head")
     step = jax.jit(make_train_step(apply, optimizer, ()), compiler_options=QUICK)
     return step, first_state(params, statistics, optimizer), apply
 
