@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 SEEDS = (0, 1)
-COUNT = 700
+COUNT = 1000
 
 
 def test_mutated_files() -> None:
