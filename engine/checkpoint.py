@@ -107,7 +107,8 @@ def _without_aftermath() -> Iterator[None]:
         yield
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold the tasks
-        hook = _but_closed_loops  # for good: TensorStore's threads may be late
+        # For good: TensorStore's threads and asyncio's tasks may report themselves later.
+        hook, level = _but_closed_loops, logging.CRITICAL + 1
         raise
     finally:
         gc.collect()
