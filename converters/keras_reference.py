@@ -17,7 +17,7 @@ from voxtune.converters.to_keras import (
     without_random_weights,
 )
 from voxtune.converters.verify import QUICK_TO_COMPILE, Comparison, compare, intermediate
-from voxtune.models.graph import Graph, GraphLayer, drops, drops_always, fits, min_multiple
+from voxtune.models.graph import Graph, GraphLayer, drops, fits, min_multiple
 
 KERAS_TOLERANCE = 1e-5  # of the largest value of a layer
 _EDGE = 16  # voxels; deep networks and those of large dilations are given more
@@ -47,15 +47,6 @@ class Verification:
     def met(self) -> bool:
         """Whether every comparison is within the tolerance."""
         return all(each.met for each in self.comparisons)
-
-    @property
-    def verdict(self) -> str:
-        """The last word."""
-        if not self.comparisons:
-            return "not verified"
-        if not self.met:
-            return "NOT EQUAL to Keras"
-        return "verified in part" if self.unverified else "verified"
 
 
 def verify(conversion: Conversion, model: KerasModel | None, seed: int = 0) -> Verification:
@@ -170,8 +161,8 @@ def _loaded(
         raise _NotLoadedError("Keras 3 does not flip the kernels of Theano")
     if any(_KERAS2_ALONE in layer.config.values() for layer in graph.layers):
         raise _NotLoadedError("hard_sigmoid was another function when the file was written")
-    if drops_always(graph):
-        raise _NotLoadedError("it drops values at random, in prediction too, and here it must not")
+    if any(call.training and not drops(graph.by_name[call.layer].kind) for call in graph.calls):
+        raise _NotLoadedError("Keras 3 does not train in prediction")
     try:
         with without_random_weights(keras):
             return _run(keras, model, x)
@@ -213,7 +204,10 @@ def _without_groups(keras: Any) -> dict[str, Any]:
 
 
 def computed(model: Any, values: Any) -> list[np.ndarray]:
-    """What a Keras model gives in prediction, output by output, computed as one program."""
+    """What a Keras model gives in prediction, output by output, computed as one program.
+
+    Keras 3 then drops nothing, whatever a call of the model says of training.
+    """
 
     @partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
     def run(trainable: Any, rest: Any, values: Any) -> Any:
@@ -312,12 +306,8 @@ def _from(
 ) -> dict[str, np.ndarray]:
     """Call → result of Keras's layers, from the inputs and calls whose values are given."""
     keras = import_keras()
-    calm = tuple(
-        replace(call, training=None) if drops(graph.by_name[call.layer].kind) else call
-        for call in graph.calls
-    )
     shapes = {name: values[name].shape[1:] for name in given}
-    built, symbols = to_keras(replace(graph, calls=calm), weights, shapes, "reference")
+    built, symbols = to_keras(graph, weights, shapes, "reference")
     wanted = [name for name in symbols if name not in given]
     model = keras.Model(built.inputs, [symbols[name] for name in wanted])
     arrays = computed(model, [values[name] for name in shapes])
@@ -340,7 +330,7 @@ def _failing(
         alone = Graph((owner,), (call,), inputs, (call.name,))
         try:
             _from(alone, {owner.name: weights.get(owner.name, {})}, set(inputs), values)
-        except Exception as error:
+        except Exception as error:  # whatever Keras raises: it has no errors of its own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             failing[call.name] = f"Keras fails to run it: {reason[:_REASON]}"
     return failing

@@ -45,7 +45,8 @@ def convert_file(config: Convert, console: Console) -> bool:
         InputError: the file, the golden file or an option is bad, or the model directory exists.
     """
     check_free(config.model_dir, config.overwrite)
-    source, conversion = read(config)
+    source = read(config)
+    conversion = converted(source, config)
     known, by = recognise(source.path, source.sha256, conversion)
     spec = _spec(source, conversion, known, config)
     golden = compare_golden(conversion, config.golden) if config.golden else []
@@ -76,21 +77,28 @@ def convert_file(config: Convert, console: Console) -> bool:
     return met
 
 
-def read(source: Source) -> tuple[KerasModel | KerasWeights, Conversion]:
-    """Reads a Keras file and converts it in memory.
+def read(source: Source) -> KerasModel | KerasWeights:
+    """Reads a Keras file, with what stands for its Lambda layers.
 
     Raises:
-        InputError: the file cannot be read or converted, or an option does not suit it.
+        InputError: the file cannot be read, or `--lambda` does not suit it.
     """
-    lambdas = dict(_replacement(text) for text in source.lambdas)
-    found = read_keras_file(source.keras_file, lambdas)
+    return read_keras_file(source.keras_file, dict(map(_replacement, source.lambdas)))
+
+
+def converted(found: KerasModel | KerasWeights, source: Source) -> Conversion:
+    """The network of a Keras file, in memory.
+
+    Raises:
+        InputError: it cannot be converted, or an option does not suit it.
+    """
     if isinstance(found, KerasModel):
         if source.model or source.arguments:
             raise InputError(
                 f"{found.path} holds the whole network: --model and --arguments are for files of "
                 "weights alone; leave them out."
             )
-        return found, convert(found)
+        return convert(found)
     if source.model is None:
         options = " or ".join(candidates(found))
         would = f"it would fit {options}" if options else "it fits none that voxtune can name"
@@ -98,7 +106,7 @@ def read(source: Source) -> tuple[KerasModel | KerasWeights, Conversion]:
             f"{found.path} holds weights alone ({found.format}), not the network: say which one "
             f"with --model ({would}), or give a file written by model.save()."
         )
-    return found, fit(found, source.model, parse_arguments(source.arguments))
+    return fit(found, source.model, parse_arguments(source.arguments))
 
 
 def _replacement(text: str) -> tuple[str, str]:

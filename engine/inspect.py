@@ -1,16 +1,16 @@
 """What a Keras file holds, and what convert would do with it."""
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from voxtune.converters.keras_file import read_keras_file
 from voxtune.converters.keras_model import KerasModel, KerasWeights
 from voxtune.converters.to_flax import Conversion
 from voxtune.converters.weights_only import candidates
 from voxtune.engine.config import Inspect
-from voxtune.engine.convert import contract_line, known_line, read, usual_contract
+from voxtune.engine.convert import contract_line, converted, known_line, read, usual_contract
 from voxtune.engine.known_models import recognise
 from voxtune.models.graph import GraphNet, results, weight_shapes
 
@@ -21,14 +21,13 @@ def inspect(config: Inspect, console: Console) -> None:
     Raises:
         InputError: the file cannot be read or converted.
     """
-    if config.model is None:
-        found = read_keras_file(config.keras_file, {})
-        if isinstance(found, KerasWeights):
-            console.print(_weights_table(found))
-            fitting = " or ".join(candidates(found)) or "none that voxtune can name"
-            _print(console, [*_about(found), f"convert: weights alone; fits {fitting}"])
-            return
-    source, conversion = read(config)
+    source = read(config)
+    if isinstance(source, KerasWeights) and config.model is None:
+        console.print(_weights_table(source))
+        fitting = " or ".join(candidates(source)) or "none that voxtune can name"
+        _print(console, [*_about(source), f"convert: weights alone; fits {fitting}"])
+        return
+    conversion = converted(source, config)
     console.print(_layer_table(conversion))
     _print(console, [*_about(source), *_network(source, conversion)])
 
@@ -93,7 +92,7 @@ def _layer_table(conversion: Conversion) -> Table:
     seen = set[str]()
     for call in graph.calls:
         layer = layers[call.layer]
-        owned = sum(_size(shape) for shape in weights[layer.name].values())
+        owned = sum(math.prod(shape) for shape in weights[layer.name].values())
         count = f"{owned:,}" if owned and layer.name not in seen else ""
         seen.add(layer.name)
         kind = layer.config["function"] if layer.kind == "Operation" else layer.kind
@@ -116,10 +115,3 @@ def _weights_table(weights: KerasWeights) -> Table:
 
 def _shape(shape: Sequence[int | None]) -> str:
     return "x".join("?" if size is None else str(size) for size in shape)
-
-
-def _size(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

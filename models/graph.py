@@ -148,11 +148,6 @@ def drops(kind: str) -> bool:
     return "Dropout" in kind or "Noise" in kind
 
 
-def drops_always(graph: Graph) -> bool:
-    """Whether a graph's Keras original is random in prediction too."""
-    return any(call.training and drops(graph.by_name[call.layer].kind) for call in graph.calls)
-
-
 class Weights(nnx.Module):
     """The weights of one layer under Keras's names; `moving_*`, mean and variance are statistics.
 

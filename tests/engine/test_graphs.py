@@ -164,6 +164,7 @@ def test_a_lambda_is_what_the_person_says(tmp_path: Path, refused: Callable[...,
     assert "--lambda twice=" in sentence
     assert "LAYER=ACTIVATION" in refused("convert", path, model, "--lambda", "twice")
     assert "swoosh" in refused("convert", path, model, "--lambda", "twice=swoosh")
+    assert main(["inspect", str(path), "--lambda", "twice=relu"]) == 0
     assert main(["convert", str(path), str(model), "--lambda", "twice=relu"]) == 0
     spec, parameters = read_model(model)
     given = np.random.default_rng(0).normal(size=(1, 8, 8, 8, 1)).astype(np.float32)
