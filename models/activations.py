@@ -17,10 +17,22 @@ from voxtune.models.kind import (
     Shapes,
     Weights,
     Windows,
+    like,
+    narrow_type,
     pointwise,
 )
 
 Activation = Callable[[Array], Array]
+
+
+def _summing(function: Activation) -> Activation:
+    """An activation that adds up exponentials: in float32, also of values of 16 bits."""
+
+    def computed(x: Array) -> Array:
+        dtype = narrow_type((x,))
+        return function(x) if dtype is None else function(x.astype(jnp.float32)).astype(dtype)
+
+    return computed
 
 
 # Keras 3's names. GELU is the exact (erf) form there and the tanh approximation by default in JAX;
@@ -56,8 +68,8 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "squareplus": jax.nn.squareplus,
     "softsign": jax.nn.soft_sign,
     "exponential": jnp.exp,
-    "softmax": jax.nn.softmax,
-    "log_softmax": jax.nn.log_softmax,
+    "softmax": _summing(jax.nn.softmax),
+    "log_softmax": _summing(jax.nn.log_softmax),
     "glu": jax.nn.glu,
 }
 
@@ -76,6 +88,16 @@ def activate(x: Array, name: str | None) -> Array:
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ValueError(f"no activation is called {name!r}")
     return ACTIVATIONS[name](x)
+
+
+def check_activation(name: str) -> None:
+    """Makes sure that there is an activation of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name!r:.40} is none of {', '.join(ACTIVATIONS)}")
 
 
 def relu(
@@ -114,7 +136,7 @@ def _elu(config: Config, weights: Weights, inputs: Inputs, mode: Mode) -> Array:
 
 def _prelu(config: Config, weights: Weights, inputs: Inputs, mode: Mode) -> Array:
     (x,) = inputs
-    return jax.nn.relu(x) - weights["alpha"] * jax.nn.relu(-x)
+    return jax.nn.relu(x) - like(weights["alpha"], x) * jax.nn.relu(-x)
 
 
 def _prelu_weights(config: Config, inputs: Shapes) -> dict[str, Shape]:
@@ -156,14 +178,18 @@ KINDS: Mapping[str, Kind] = {
         _activation,
         settings={"activation": REQUIRED},
         summary=f"activations by name: {', '.join(ACTIVATIONS)}",
+        narrow=True,
     ),
     "ReLU": Kind(
         _relu,
         settings={"max_value": None, "negative_slope": 0.0, "threshold": 0.0},
         summary=_SUMMARY,
+        narrow=True,
     ),
-    "LeakyReLU": Kind(_leaky_relu, settings={"negative_slope": 0.3}, summary=_SUMMARY),
-    "PReLU": Kind(_prelu, _prelu_weights, settings={"shared_axes": None}, summary=_SUMMARY),
-    "ELU": Kind(_elu, settings={"alpha": 1.0}, summary=_SUMMARY),
+    "LeakyReLU": Kind(_leaky_relu, settings={"negative_slope": 0.3}, summary=_SUMMARY, narrow=True),
+    "PReLU": Kind(
+        _prelu, _prelu_weights, settings={"shared_axes": None}, summary=_SUMMARY, narrow=True
+    ),
+    "ELU": Kind(_elu, settings={"alpha": 1.0}, summary=_SUMMARY, narrow=True),
     "Softmax": Kind(_softmax, window=along_axis, settings={"axis": -1}, summary=_SUMMARY),
 }

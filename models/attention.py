@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from voxtune.models.activations import ACTIVATIONS
 from voxtune.models.dropouts import drop
 from voxtune.models.kind import (
     REQUIRED,
@@ -18,6 +18,7 @@ from voxtune.models.kind import (
     Shapes,
     Weights,
     everywhere,
+    like,
 )
 
 
@@ -63,8 +64,8 @@ def _weights(config: Config, inputs: Shapes) -> dict[str, Shape]:
 
 
 def _projected(x: Array, weights: Weights, name: str, entering: int = 1) -> Array:
-    y = jnp.tensordot(x, weights[f"{name}/kernel"], entering)
-    return y + weights[f"{name}/bias"] if f"{name}/bias" in weights else y
+    y = jnp.tensordot(x, like(weights[f"{name}/kernel"], x), entering)
+    return y + like(weights[f"{name}/bias"], y) if f"{name}/bias" in weights else y
 
 
 def _attention(config: Config, weights: Weights, inputs: Inputs, mode: Mode) -> Array:
@@ -78,7 +79,7 @@ def _attention(config: Config, weights: Weights, inputs: Inputs, mode: Mode) -> 
     scores = jnp.einsum(
         "bqhc,bkhc->bhqk", sequence(query, "query"), sequence(key, "key")
     ) / math.sqrt(config["key_dim"])
-    shares = jax.nn.softmax(scores, axis=-1)
+    shares = ACTIVATIONS["softmax"](scores)
     shares = drop(shares, config["dropout"], shares.shape, mode)
     mixed = jnp.einsum("bhqk,bkhc->bqhc", shares, sequence(value, "value"))
     result = _projected(mixed, weights, "attention_output", entering=2)
@@ -107,5 +108,6 @@ KINDS: Mapping[str, Kind] = {
             "return_attention_scores": False,
         },
         "attention over all places, without masks",
+        narrow=True,
     )
 }

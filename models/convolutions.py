@@ -16,12 +16,13 @@ from voxtune.models.kind import (
     Weights,
     Window,
     Windows,
+    like,
     need_rank,
     per_axis,
     pointwise,
     spatial_names,
 )
-from voxtune.models.layers import conv, conv_transpose_blocks
+from voxtune.models.lowering import conv, conv_transpose_blocks
 
 
 def _letters(axes: int) -> str:
@@ -68,7 +69,7 @@ def convolve(x: Array, kernel: Array, config: Config, groups: int = 1) -> Array:
     Raises:
         ValueError: settings and shapes do not fit.
     """
-    axes = kernel.ndim - 2
+    kernel, axes = like(kernel, x), kernel.ndim - 2
     need_rank(x.shape, axes + 2)
     sizes = kernel.shape[:axes]
     strides = per_axis(config["strides"], axes, "strides")
@@ -136,7 +137,7 @@ def _transposed_pads(config: Config, axes: int) -> list[tuple[int, int]]:
 
 def _convolve_transposed(x: Array, kernel: Array, config: Config) -> Array:
     """Transposed convolution, without bias; the kernel is `[k..., O, C]` as Keras stores it."""
-    axes = kernel.ndim - 2
+    kernel, axes = like(kernel, x), kernel.ndim - 2
     need_rank(x.shape, axes + 2)
     pads = _transposed_pads(config, axes)
     strides = per_axis(config["strides"], axes, "strides")
@@ -158,7 +159,7 @@ def _convolve_transposed(x: Array, kernel: Array, config: Config) -> Array:
 
 def finish(x: Array, config: Config, bias: Array | None) -> Array:
     """Adds the bias, if there is one, and applies the activation."""
-    return activate(x if bias is None else x + bias, config["activation"])
+    return activate(x if bias is None else x + like(bias, x), config["activation"])
 
 
 def _sizes(config: Config, axes: int) -> tuple[int, ...]:
@@ -201,7 +202,7 @@ def _conv_kind(axes: int) -> Kind:
         "activation": None,
         "use_bias": True,
     }
-    return Kind(_conv, shapes, conv_window, settings, {"lora_rank": None}, _SUMMARY)
+    return Kind(_conv, shapes, conv_window, settings, {"lora_rank": None}, _SUMMARY, narrow=True)
 
 
 def _conv_transpose(config: Config, weights: Weights, inputs: Inputs, mode: Mode) -> Array:
@@ -236,7 +237,9 @@ def _conv_transpose_kind(axes: int) -> Kind:
         "activation": None,
         "use_bias": True,
     }
-    return Kind(_conv_transpose, shapes, _conv_transpose_window, settings, {}, _SUMMARY)
+    return Kind(
+        _conv_transpose, shapes, _conv_transpose_window, settings, {}, _SUMMARY, narrow=True
+    )
 
 
 def _depthwise(x: Array, kernel: Array, config: Config) -> Array:
@@ -264,12 +267,12 @@ def _depthwise_kind(axes: int) -> Kind:
         "activation": None,
         "use_bias": True,
     }
-    return Kind(_depthwise_conv, shapes, conv_window, settings, {}, _SUMMARY)
+    return Kind(_depthwise_conv, shapes, conv_window, settings, {}, _SUMMARY, narrow=True)
 
 
 def _separable_conv(config: Config, weights: Weights, inputs: Inputs, mode: Mode) -> Array:
     x = _depthwise(inputs[0], weights["depthwise_kernel"], config)
-    pointwise_kernel = weights["pointwise_kernel"]
+    pointwise_kernel = like(weights["pointwise_kernel"], x)
     x = x @ pointwise_kernel.reshape(pointwise_kernel.shape[-2:])
     return finish(x, config, weights.get("bias"))
 
@@ -293,11 +296,12 @@ def _separable_kind(axes: int) -> Kind:
         "activation": None,
         "use_bias": True,
     }
-    return Kind(_separable_conv, shapes, conv_window, settings, {}, _SUMMARY)
+    return Kind(_separable_conv, shapes, conv_window, settings, {}, _SUMMARY, narrow=True)
 
 
 def _dense(config: Config, weights: Weights, inputs: Inputs, mode: Mode) -> Array:
-    return finish(inputs[0] @ weights["kernel"], config, weights.get("bias"))
+    (x,) = inputs
+    return finish(x @ like(weights["kernel"], x), config, weights.get("bias"))
 
 
 def _dense_weights(config: Config, inputs: Shapes) -> dict[str, Shape]:
@@ -320,5 +324,6 @@ KINDS: Mapping[str, Kind] = {
         {"units": REQUIRED, "activation": None, "use_bias": True},
         {"lora_rank": None},
         _SUMMARY,
+        narrow=True,
     ),
 }

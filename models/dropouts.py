@@ -18,6 +18,7 @@ from voxtune.models.kind import (
     need_rank,
     spatial_names,
 )
+from voxtune.models.posterior import bernoulli_divergence, concretely_kept, kept
 
 # Of SELU: what AlphaDropout drops becomes -alpha scale, the value of SELU far on the left.
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -37,9 +38,9 @@ def drop(x: Array, rate: float, shape: Shape, mode: Mode) -> Array:
         x: any array.
         rate: the share.
         shape: the shape in which it is drawn what is dropped, spread over `x`.
-        mode: nothing is dropped unless `train`.
+        mode: nothing is dropped unless it `draws`.
     """
-    if not mode.train or rate == 0:
+    if not mode.draws or rate == 0:
         return x
     if rate == 1:
         return jnp.zeros_like(x)
@@ -58,12 +59,12 @@ def _spatial_dropout(axes: int) -> Kind:
         need_rank(x.shape, axes + 2)
         return drop(x, config["rate"], (x.shape[0], *(1,) * axes, x.shape[-1]), mode)
 
-    return Kind(compute, settings={"rate": REQUIRED}, summary=_SUMMARY)
+    return Kind(compute, settings={"rate": REQUIRED}, summary=_SUMMARY, narrow=True)
 
 
 def _gaussian_noise(config: Config, weights: Weights, inputs: Inputs, mode: Mode) -> Array:
     (x,) = inputs
-    if not mode.train or config["stddev"] == 0:
+    if not mode.draws or config["stddev"] == 0:
         return x
     return x + config["stddev"] * jax.random.normal(mode.key(), x.shape, x.dtype)
 
@@ -71,7 +72,7 @@ def _gaussian_noise(config: Config, weights: Weights, inputs: Inputs, mode: Mode
 def _gaussian_dropout(config: Config, weights: Weights, inputs: Inputs, mode: Mode) -> Array:
     (x,) = inputs
     rate = config["rate"]
-    if not mode.train or rate == 0:
+    if not mode.draws or rate == 0:
         return x
     spread = math.sqrt(rate / (1 - rate))
     return x * (1 + spread * jax.random.normal(mode.key(), x.shape, x.dtype))
@@ -81,7 +82,7 @@ def _alpha_dropout(config: Config, weights: Weights, inputs: Inputs, mode: Mode)
     """Drops to SELU's lowest value, then restores the mean and variance of SELU's fixed point."""
     (x,) = inputs
     rate = config["rate"]
-    if not mode.train or rate == 0:
+    if not mode.draws or rate == 0:
         return x
     low = -_SELU_ALPHA * _SELU_SCALE
     shape = _noise_shape(config["noise_shape"], x.shape)
@@ -90,12 +91,42 @@ def _alpha_dropout(config: Config, weights: Weights, inputs: Inputs, mode: Mode)
     return scale * jnp.where(kept, x, low) - scale * low * rate
 
 
+def _bernoulli_dropout(config: Config, weights: Weights, inputs: Inputs, mode: Mode) -> Array:
+    """Nobrainer's; without Monte Carlo it never drops, and scales by what it would keep."""
+    (x,), share = inputs, 1 - config["rate"]
+    draws = mode.draws and config["is_monte_carlo"]
+    if config["scale_during_training"]:
+        return kept(x, share, mode.key) / share if draws else x
+    return kept(x, share, mode.key if draws else None)
+
+
+def _concrete_dropout(config: Config, weights: Weights, inputs: Inputs, mode: Mode) -> Array:
+    return concretely_kept(inputs[0], weights["p"], mode.key if mode.draws else None)
+
+
+def _concrete_divergence(config: Config, weights: Weights) -> Array:
+    return bernoulli_divergence(weights["p"])
+
+
 _SUMMARY = "dropout and noise"
 _RATE = {"rate": REQUIRED, "noise_shape": None}
 KINDS: Mapping[str, Kind] = {
-    "Dropout": Kind(_dropout, settings=_RATE, summary=_SUMMARY),
+    "Dropout": Kind(_dropout, settings=_RATE, summary=_SUMMARY, narrow=True),
     **spatial_names("SpatialDropout{}", _spatial_dropout),
     "GaussianNoise": Kind(_gaussian_noise, settings={"stddev": REQUIRED}, summary=_SUMMARY),
     "GaussianDropout": Kind(_gaussian_dropout, settings={"rate": REQUIRED}, summary=_SUMMARY),
     "AlphaDropout": Kind(_alpha_dropout, settings=_RATE, summary=_SUMMARY),
+    "BernoulliDropout": Kind(
+        _bernoulli_dropout,
+        settings={"rate": REQUIRED, "is_monte_carlo": REQUIRED, "scale_during_training": True},
+        summary=_SUMMARY,
+        narrow=True,
+    ),
+    "ConcreteDropout": Kind(
+        _concrete_dropout,
+        lambda config, inputs: {"p": inputs[0][-1:]},
+        summary=_SUMMARY,
+        narrow=True,
+        divergence=_concrete_divergence,
+    ),
 }

@@ -7,11 +7,18 @@ import jax
 from flax import nnx
 from jax import Array
 
+from voxtune.models.arguments import check_arguments
+from voxtune.models.bayesian_meshnet import BayesianMeshNet
 from voxtune.models.errors import InputError
 from voxtune.models.graph import GraphNet
-from voxtune.models.layers import Tap
+from voxtune.models.highresnet import HighResNet
 from voxtune.models.meshnet import MeshNet
+from voxtune.models.resenc_unet import ResEncUNet
+from voxtune.models.run import Tap
+from voxtune.models.synthseg_unet import SynthSegUNet
 from voxtune.models.unet import UNet
+from voxtune.models.unetr import UNETR
+from voxtune.models.vnet import VNet
 
 
 class Network(Protocol):
@@ -25,14 +32,32 @@ class Network(Protocol):
     @property
     def receptive_field(self) -> int | None: ...
     @property
+    def min_local_depth(self) -> int: ...
+    @property
     def head_path(self) -> str: ...
     def levels(self) -> tuple[str, ...]: ...
     def __call__(
-        self, x: Array, *, train: bool = ..., rngs: nnx.Rngs | None = ..., tap: Tap = ...
+        self,
+        x: Array,
+        *,
+        train: bool = ...,
+        rngs: nnx.Rngs | None = ...,
+        tap: Tap = ...,
+        remat: bool = ...,
     ) -> Array: ...
 
 
-FAMILIES: Mapping[str, type] = {"graph": GraphNet, "meshnet": MeshNet, "unet": UNet}
+FAMILIES: Mapping[str, type] = {
+    "bayesian_meshnet": BayesianMeshNet,
+    "graph": GraphNet,
+    "highresnet": HighResNet,
+    "meshnet": MeshNet,
+    "resenc_unet": ResEncUNet,
+    "synthseg_unet": SynthSegUNet,
+    "unet": UNet,
+    "unetr": UNETR,
+    "vnet": VNet,
+}
 
 
 def abstract(family: str, arguments: Mapping[str, Any]) -> Network:
@@ -49,6 +74,7 @@ def abstract(family: str, arguments: Mapping[str, Any]) -> Network:
         known = ", ".join(FAMILIES)
         raise InputError(f"The architecture '{family}' is not known; voxtune knows {known}.")
     try:
+        check_arguments(FAMILIES[family], arguments)
         return nnx.eval_shape(lambda: FAMILIES[family](**arguments, rngs=nnx.Rngs(params=0)))
     except (TypeError, ValueError) as error:
         raise InputError(f"The architecture '{family}' cannot be built: {error}.") from error

@@ -18,10 +18,13 @@ class Step:
     Attributes:
         inputs: names of the calls or inputs that it reads.
         windows: for each spatial axis; None where each place depends on the whole input.
+        keeps: whether the result has the shape of the first input, as after a normalisation: then
+            places are where they were, though they may depend on all.
     """
 
     inputs: tuple[str, ...]
     windows: Windows
+    keeps: bool = False
 
 
 def receptive_field(
@@ -78,6 +81,29 @@ def min_multiple(steps: Mapping[str, Step], outputs: Sequence[str]) -> int:
     )
 
 
+def min_local_depth(
+    steps: Mapping[str, Step], outputs: Sequence[str], shapes: Mapping[str, Shape], depth: int
+) -> int:
+    """Fewest places along the first axis that one of several devices can hold, voxels.
+
+    With these no window reaches beyond the neighbour's places, at no resolution, and each
+    resolution has a place. Other arguments as of `receptive_field`.
+
+    Args:
+        depth: the input's places along the first axis, to which `shapes` belong.
+    """
+    needed, fewest = _ancestors(steps, outputs), 1
+    for name, step in steps.items():
+        if name not in needed or not step.windows:
+            continue
+        window = step.windows[0]
+        for places in {shapes[source][1] for source in step.inputs} - {1}:  # 1: no resolution
+            low, high = window.reach(0, places * window.up // window.stride - 1)
+            beyond = max(-low, high - places + 1, 1)
+            fewest = max(fewest, math.ceil(Fraction(beyond * depth, places)))
+    return fewest
+
+
 def _ancestors(steps: Mapping[str, Step], outputs: Sequence[str]) -> set[str]:
     """The outputs and all that they are computed from."""
     found = set(outputs)
@@ -93,7 +119,9 @@ def _scales(steps: Mapping[str, Step], axis: int) -> dict[str, Fraction | None]:
     for name, step in steps.items():
         known = [scales.get(source, Fraction(1)) for source in step.inputs]
         scale = next((each for each in known if each is not None), None)
-        if step.windows is None or axis >= len(step.windows) or scale is None:
+        if step.windows is None and step.keeps:
+            scales[name] = scale
+        elif step.windows is None or axis >= len(step.windows) or scale is None:
             scales[name] = None
         else:
             window = step.windows[axis]

@@ -8,7 +8,8 @@ stands in `voxtune.models.kinds`.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,9 @@ from flax import nnx
 from jax import Array
 
 from voxtune.models import geometry
+from voxtune.models.kind import narrow_type
 from voxtune.models.kinds import KINDS, Mode
-from voxtune.models.layers import Tap, ignore
+from voxtune.models.run import Run, Tap, ignore
 
 _UNKNOWN = 128  # stands for a size that the graph leaves open: a multiple of 2 seven times over
 Shape = tuple[int | None, ...]
@@ -239,6 +241,23 @@ class GraphNet(nnx.Module):
         steps, shapes = _steps(self._source)
         return geometry.receptive_field(steps, self.graph.outputs, shapes)
 
+    @property
+    def min_local_depth(self) -> int:
+        """Fewest depth slices that a device can hold where depth is split, voxels."""
+        steps, shapes = _steps(self._source)
+        graph = self.graph
+        depth = shapes[next(iter(graph.inputs))][1]
+        return max(self.min_multiple, geometry.min_local_depth(steps, graph.outputs, shapes, depth))
+
+    def kl(self) -> Array | None:
+        """Divergence of all random weights from their priors, nats; None where none is random."""
+        found = []
+        for layer in self.graph.layers:
+            kind, held = KINDS[layer.kind], getattr(self, attribute(layer.name), None)
+            if kind.divergence is not None and held is not None:
+                found.append(kind.divergence(kind.complete(layer.config), held.arrays()))
+        return jnp.stack(found).sum() if found else None
+
     def levels(self) -> tuple[str, ...]:
         """Paths of the layers with weights, from input to output."""
         called = dict.fromkeys(attribute(call.layer) for call in self.graph.calls)
@@ -251,42 +270,133 @@ class GraphNet(nnx.Module):
         train: bool = False,
         rngs: nnx.Rngs | None = None,
         tap: Tap = ignore,
+        remat: bool = False,
     ) -> tuple[Array, ...]:
         """All outputs of all inputs, by the inputs' names; other arguments as `__call__`."""
-        graph = self.graph
-        layers, found = graph.by_name, dict(inputs)
+        graph, run, found = self.graph, Run(train, rngs, tap, remat), dict(inputs)
         for name, value in inputs.items():
             tap(name, value)
-        for call in graph.calls:
-            layer = layers[call.layer]
-            held: Weights | None = getattr(self, attribute(layer.name), None)
-            training = train if call.training is None else call.training
-            if rngs is None and drops(layer.kind):
-                training = False  # also where Keras would drop values in prediction
-            mode = Mode(training, rngs, held if train else None)
-            weights = held.arrays() if held is not None else {}
-            given = tuple(found[name] for name in call.inputs)
-            found[call.name] = KINDS[layer.kind].apply(layer.config, weights, given, mode)
-            tap(call.name, found[call.name])
-        return tuple(found[name] for name in graph.outputs)
+        for part in segments(graph) if remat else (Segment(graph.calls, (), ()),):
+            layers = dict.fromkeys(call.layer for call in part.calls)
+            held = {
+                name: getattr(self, attribute(name))
+                for name in layers
+                if hasattr(self, attribute(name))
+            }
+            if remat:
+                given = {name: found[name] for name in part.reads}
+                again = functools.partial(_run_again, graph, part, run)
+                found |= nnx.remat(again)(held, rngs, given)
+            else:
+                _run_calls(graph, part.calls, run, held, found)
+        return tuple(
+            value if narrow_type((value,)) is None else value.astype(jnp.float32)
+            for value in (found[name] for name in graph.outputs)
+        )
 
     def __call__(
-        self, x: Array, *, train: bool = False, rngs: nnx.Rngs | None = None, tap: Tap = ignore
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        tap: Tap = ignore,
+        remat: bool = False,
     ) -> Array:
         """What a graph of one input and one output gives.
+
+        From 16 bits it computes in 16 bits, but for norms, sums and its head; see `Kind.narrow`.
 
         Args:
             x: `[B, D, H, W, C]`, or what the graph takes.
             train: whether statistics are taken from the batch and values dropped.
             rngs: source of dropout, needed where `train` and the network has any.
             tap: receives each intermediate result under its call's name.
+            remat: whether the backward pass computes the layers again, a segment at a time (see
+                `segments`), to save memory. Only the inputs are tapped then.
 
         Returns:
-            `[B, D, H, W, outputs]`, or what the graph gives.
+            `[B, D, H, W, outputs]`, or what the graph gives; never less than float32.
         """
         (name,) = self.graph.inputs
-        (output,) = self.run({name: x}, train=train, rngs=rngs, tap=tap)
+        (output,) = self.run({name: x}, train=train, rngs=rngs, tap=tap, remat=remat)
         return output
+
+
+def _run_calls(
+    graph: Graph,
+    calls: Sequence[GraphCall],
+    run: Run,
+    held: Mapping[str, Weights],
+    found: dict[str, Array],
+) -> None:
+    """Adds the results of some calls to those found so far; `held` are the weights by layer."""
+    head = head_of(graph)
+    for call in calls:
+        layer = graph.by_name[call.layer]
+        training = run.train if call.training is None else call.training
+        if run.rngs is None and not run.train and drops(layer.kind):
+            training = False  # also where Keras would drop values in prediction
+        kept = held.get(layer.name)
+        rngs = None if call.training is False else run.rngs
+        mode = Mode(training, rngs, kept if run.train else None)
+        weights = kept.arrays() if kept is not None else {}
+        given = tuple(found[name] for name in call.inputs)
+        if layer.name == head and narrow_type(given) is not None:
+            given = tuple(x.astype(jnp.float32) for x in given)  # logits are not rounded
+        found[call.name] = KINDS[layer.kind].apply(layer.config, weights, given, mode)
+        run.tap(call.name, found[call.name])
+
+
+def _run_again(
+    graph: Graph,
+    part: "Segment",
+    run: Run,
+    held: dict[str, Weights],
+    rngs: nnx.Rngs | None,
+    given: dict[str, Array],
+) -> dict[str, Array]:
+    """What a segment gives to others, of what it reads from others."""
+    found = dict(given)
+    _run_calls(graph, part.calls, dataclasses.replace(run, rngs=rngs, tap=ignore), held, found)
+    return {name: found[name] for name in part.gives}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some calls that follow each other.
+
+    Attributes:
+        calls: in order.
+        reads: inputs and earlier calls that they read.
+        gives: those of them that later calls read, or that are outputs.
+    """
+
+    calls: tuple[GraphCall, ...]
+    reads: tuple[str, ...]
+    gives: tuple[str, ...]
+
+
+def segments(graph: Graph) -> tuple[Segment, ...]:
+    """A graph's calls in as many parts as the square root of its calls with weights, rounded.
+
+    What lies between parts is kept for the backward pass, and what lies in the part that is
+    computed again: with n layers in √n parts the two together are fewest (Chen et al. 2016, arXiv
+    1604.06174). A part begins with a call that has weights.
+    """
+    weights = weight_shapes(graph)
+    heavy = [place for place, call in enumerate(graph.calls) if weights[call.layer]]
+    count = max(1, round(math.sqrt(len(heavy))))
+    starts = [0, *(heavy[len(heavy) * part // count] for part in range(1, count))]
+    found = []
+    for start, end in zip(starts, [*starts[1:], len(graph.calls)], strict=True):
+        calls, later = graph.calls[start:end], graph.calls[end:]
+        inside = {call.name for call in calls}
+        read = dict.fromkeys(name for call in calls for name in call.inputs)
+        wanted = {*graph.outputs, *(name for call in later for name in call.inputs)}
+        gives = tuple(call.name for call in calls if call.name in wanted)
+        found.append(Segment(calls, tuple(n for n in read if n not in inside), gives))
+    return tuple(found)
 
 
 @functools.lru_cache(maxsize=32)
@@ -305,7 +415,8 @@ def _steps(source: str) -> tuple[dict[str, geometry.Step], dict[str, tuple[int, 
         given = tuple(shapes[name] for name in call.inputs)
         windows = KINDS[layer.kind].windows(layer.config, given, shapes[call.name])
         ranks = {len(shape) for shape in (*given, shapes[call.name])}
-        steps[call.name] = geometry.Step(call.inputs, windows if len(ranks) == 1 else None)
+        keeps = given[:1] == (shapes[call.name],)
+        steps[call.name] = geometry.Step(call.inputs, windows if len(ranks) == 1 else None, keeps)
     return steps, shapes
 
 
@@ -353,19 +464,6 @@ def fits(graph: Graph, sizes: Mapping[str, tuple[int, ...]]) -> bool:
         return _traced(graph.source, tuple(sizes.items()))[0] == weight_shapes(graph)
     except ValueError:
         return False
-
-
-# What JAX and Python raise for settings that are not what a kind computes with.
-_NOT_FITTING = (
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    NameError,
-    NotImplementedError,
-)
 
 
 @functools.lru_cache(maxsize=32)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -32,14 +33,20 @@ class Mode:
     """How a layer is called.
 
     Attributes:
-        train: whether statistics are taken from the batch, and values dropped.
-        rngs: source of randomness; needed by layers that are random where `train`.
+        train: whether statistics are taken from the batch.
+        rngs: source of randomness: layers that are random draw where there is one, and must have
+            one where `train`.
         statistics: told of new moving statistics where `train`.
     """
 
     train: bool
     rngs: nnx.Rngs | None = None
     statistics: Statistics | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether layers that are random draw, or drop."""
+        return self.train or self.rngs is not None
 
     def key(self) -> Array:
         """A new random key.
@@ -102,6 +109,18 @@ def no_weights(config: Config, inputs: Shapes) -> dict[str, Shape]:
     return {}
 
 
+def narrow_type(inputs: Inputs) -> jnp.dtype | None:
+    """The type of those inputs that are floating point numbers of 16 bits; None if none are."""
+    found = (x.dtype for x in inputs if jnp.issubdtype(x.dtype, jnp.floating))
+    return next((dtype for dtype in found if dtype.itemsize < 4), None)
+
+
+def like(weight: Array, x: Array) -> Array:
+    """A weight in the type of what it meets where that has 16 bits, as it is otherwise."""
+    dtype = narrow_type((x,))
+    return weight if dtype is None else weight.astype(dtype)
+
+
 def _anything(value: Any) -> bool:
     del value
     return True
@@ -140,6 +159,10 @@ class Kind:
         settings: those that change the result → Keras 3's default, `REQUIRED` where there is none.
         only: settings of which no other value than this one is supported.
         summary: the group of layers that it belongs to, in words, with what is supported.
+        narrow: whether `compute` takes inputs of 16 bits as they are. If not, it is given float32,
+            and its result becomes 16 bits again: norms, sums and the layers of strangers.
+        divergence: all settings and weights → how far random weights are from their prior, nats;
+            None where no weight is random.
     """
 
     compute: Callable[[Config, Weights, Inputs, Mode], Array]
@@ -148,6 +171,8 @@ class Kind:
     settings: Config = field(default_factory=dict)
     only: Config = field(default_factory=dict)
     summary: str = ""
+    narrow: bool = False
+    divergence: Callable[[Config, Weights], Array] | None = None
 
     def complete(self, config: Config) -> dict[str, Any]:
         """The settings, with defaults for those that are not given.
@@ -172,7 +197,12 @@ class Kind:
         Raises:
             ValueError: a setting is not supported, or does not fit the inputs.
         """
-        return self.compute(self.complete(config), weights, inputs, mode)
+        settings, dtype = self.complete(config), narrow_type(inputs)
+        if dtype is None or self.narrow:
+            return self.compute(settings, weights, inputs, mode)
+        wide = tuple(x.astype(jnp.float32) if x.dtype == dtype else x for x in inputs)
+        result = self.compute(settings, weights, wide, mode)
+        return result.astype(dtype) if jnp.issubdtype(result.dtype, jnp.floating) else result
 
     def weights(self, config: Config, inputs: Shapes) -> dict[str, Shape]:
         """Settings and shapes of the inputs → name → shape of the weights, in Keras's order.

@@ -5,27 +5,39 @@ from collections.abc import Sequence
 from flax import nnx
 from jax import Array
 
-from voxtune.models.layers import Conv, ConvUnit, Tap, ignore
+from voxtune.models.layers import ConvUnit, Head
+from voxtune.models.norms import WIDE_NORMS, NormName
+from voxtune.models.run import Run, Tap, ignore
+
+# Nobrainer's `meshnet` by its receptive field, voxels.
+NOBRAINER_DILATIONS = {
+    37: (1, 1, 1, 2, 4, 8, 1),
+    67: (1, 1, 2, 4, 8, 16, 1),
+    129: (1, 2, 4, 8, 16, 32, 1),
+}
 
 
 class MeshNet(nnx.Module):
     """MeshNet (Fedorov et al. 2017, doi 10.1109/IJCNN.2017.7966333).
 
     Blocks of a dilated 3x3x3 convolution, batch normalisation, activation and dropout, then a
-    1x1x1 convolution to logits. Nobrainer's `meshnet` has seven blocks with all four parts;
-    brainchop's published networks have eight or nine of convolution and activation alone, their
-    batch normalisation having been folded into the convolutions.
+    1x1x1 convolution to logits. Nobrainer's `meshnet` has seven blocks with all four parts
+    (`NOBRAINER_DILATIONS`; 71 filters, 21 for one class, dropout 0.25); brainchop's published
+    networks have eight or nine of convolution and activation alone, their batch normalisation
+    having been folded into the convolutions.
 
     Args:
         channels: input channels.
         outputs: logits for each voxel.
         filters: channels of every block.
         dilations: dilation of each block, voxels.
-        activation: "relu", "elu" or "gelu".
-        batchnorm: whether blocks normalise.
+        activation: a Keras name, such as "relu", "elu" or "gelu".
+        norm: normalisation of each block: "batch", "group", "instance" or none.
         dropout: share of values dropped in training.
         rngs: source of the initial values.
     """
+
+    norm: NormName | None = None  # of a subclass without norms
 
     def __init__(
         self,
@@ -35,23 +47,23 @@ class MeshNet(nnx.Module):
         filters: int = 21,
         dilations: Sequence[int] = (1, 2, 4, 8, 16, 8, 4, 2, 1),
         activation: str = "relu",
-        batchnorm: bool = True,
+        norm: NormName | None = "batch",
         dropout: float = 0.0,
         rngs: nnx.Rngs,
     ) -> None:
-        self.dilations = tuple(dilations)
+        self.dilations, self.norm = tuple(dilations), norm
         for number, dilation in enumerate(self.dilations, start=1):
             unit = ConvUnit(
                 channels if number == 1 else filters,
                 filters,
                 activation=activation,
                 dilation=dilation,
-                batchnorm=batchnorm,
+                norm=norm,
                 dropout=dropout,
                 rngs=rngs,
             )
             setattr(self, f"block{number}", unit)
-        self.head = Conv(filters, outputs, size=1, rngs=rngs)
+        self.head: nnx.Module = Head(filters, outputs, rngs=rngs)
 
     @property
     def min_multiple(self) -> int:
@@ -59,9 +71,12 @@ class MeshNet(nnx.Module):
         return 1
 
     @property
-    def receptive_field(self) -> int:
-        """Edge of the cube of input voxels that one output voxel depends on, voxels."""
-        return 1 + 2 * sum(self.dilations)
+    def receptive_field(self) -> int | None:
+        """Edge of the cube of input voxels that one output voxel depends on, voxels.
+
+        None where the norms take their statistics from the whole input.
+        """
+        return None if self.norm in WIDE_NORMS else 1 + 2 * sum(self.dilations)
 
     @property
     def head_path(self) -> str:
@@ -72,22 +87,34 @@ class MeshNet(nnx.Module):
         """Names of the stages, from input to output."""
         return (*(f"block{number}" for number in range(1, len(self.dilations) + 1)), "head")
 
+    @property
+    def min_local_depth(self) -> int:
+        """Fewest depth slices that a device can hold where depth is split, voxels."""
+        return max(self.dilations)
+
     def __call__(
-        self, x: Array, *, train: bool = False, rngs: nnx.Rngs | None = None, tap: Tap = ignore
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        tap: Tap = ignore,
+        remat: bool = False,
     ) -> Array:
         """Logits of each voxel.
 
         Args:
             x: `[B, D, H, W, C]`.
             train: whether statistics are taken from the batch and values dropped.
-            rngs: source of dropout, needed where `train` and the network has any.
+            rngs: source of dropout, needed where `train` and the network has any; where given,
+                values are dropped in prediction too.
             tap: receives each intermediate result under its path.
+            remat: whether the backward pass computes each level again, to save memory.
 
         Returns:
-            `[B, D, H, W, outputs]`.
+            `[B, D, H, W, outputs]`, float32.
         """
-        for name in self.levels()[:-1]:
-            x = getattr(self, name)(x, train=train, rngs=rngs, tap=tap, path=name)
-        x = self.head(x)
-        tap("head", x)
+        run = Run(train, rngs, tap, remat)
+        for name in self.levels():
+            x = run.level(getattr(self, name), x, path=name)
         return x

@@ -23,7 +23,7 @@ from voxtune.models.kind import (
     per_axis,
     spatial_names,
 )
-from voxtune.models.layers import max_pool
+from voxtune.models.lowering import max_pool
 
 
 def _sizes(config: Config, axes: int) -> tuple[tuple[int, ...], tuple[int, ...], str]:
@@ -65,7 +65,7 @@ def _max(axes: int) -> Kind:
             return max_pool(x, size[0])
         return _reduced(x, -jnp.inf, lax.max, config)
 
-    return Kind(compute, window=_window, settings=_SETTINGS, summary=_SUMMARY)
+    return Kind(compute, window=_window, settings=_SETTINGS, summary=_SUMMARY, narrow=True)
 
 
 def _average(axes: int) -> Kind:
@@ -88,7 +88,9 @@ def _global_max(axes: int) -> Kind:
         need_rank(x.shape, axes + 2)
         return x.max(range(1, axes + 1), keepdims=config["keepdims"])
 
-    return Kind(compute, window=everywhere, settings={"keepdims": False}, summary=_SUMMARY)
+    return Kind(
+        compute, window=everywhere, settings={"keepdims": False}, summary=_SUMMARY, narrow=True
+    )
 
 
 def _global_average(axes: int) -> Kind:
@@ -127,7 +129,8 @@ def _up_sampling(axes: int) -> Kind:
         return tuple(Window(n, up=n) for n in sizes)
 
     more = {"interpolation": "nearest"} if axes == 2 else {}
-    return Kind(compute, window=window, settings={"size": 2, **more}, summary=_SUMMARY)
+    settings = {"size": 2, **more}
+    return Kind(compute, window=window, settings=settings, summary=_SUMMARY, narrow=axes != 2)
 
 
 def _is_linear(config: Config, axes: int) -> bool:

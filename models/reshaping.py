@@ -49,7 +49,7 @@ def _zero_padding(axes: int) -> Kind:
         pairs = _pairs(config["padding"], axes, "padding")
         return tuple(Window(offset=-first) for first, _ in pairs)
 
-    return Kind(compute, window=window, settings={"padding": 1}, summary=_SUMMARY)
+    return Kind(compute, window=window, settings={"padding": 1}, summary=_SUMMARY, narrow=True)
 
 
 def _cropping(axes: int) -> Kind:
@@ -69,7 +69,9 @@ def _cropping(axes: int) -> Kind:
         pairs = _pairs(config["cropping"], axes, "cropping")
         return tuple(Window(offset=first) for first, _ in pairs)
 
-    return Kind(compute, window=window, settings={"cropping": int(axes != 2)}, summary=_SUMMARY)
+    return Kind(
+        compute, window=window, settings={"cropping": int(axes != 2)}, summary=_SUMMARY, narrow=True
+    )
 
 
 def _zero_padding_channels(config: Config, weights: Weights, inputs: Inputs, mode: Mode) -> Array:
@@ -132,7 +134,7 @@ def _merging(function: Callable[[Array, Array], Array], count: int | None = None
             first = function(first, each)
         return first
 
-    return Kind(compute, summary=_MERGING)
+    return Kind(compute, summary=_MERGING, narrow=True)
 
 
 def _average(config: Config, weights: Weights, inputs: Inputs, mode: Mode) -> Array:
@@ -153,26 +155,36 @@ _SUMMARY = "padding, cropping and reshaping"
 _MERGING = "merging"
 KINDS: Mapping[str, Kind] = {
     "Concatenate": Kind(
-        _concatenate, window=_concatenate_window, settings={"axis": -1}, summary=_MERGING
+        _concatenate,
+        window=_concatenate_window,
+        settings={"axis": -1},
+        summary=_MERGING,
+        narrow=True,
     ),
     "Add": _merging(jnp.add),
     "Subtract": _merging(jnp.subtract, 2),
     "Multiply": _merging(jnp.multiply),
-    "Average": Kind(_average, summary=_MERGING),
+    "Average": Kind(_average, summary=_MERGING, narrow=True),
     "Maximum": _merging(jnp.maximum),
     "Minimum": _merging(jnp.minimum),
     **spatial_names("ZeroPadding{}", _zero_padding),
     "ZeroPadding3DChannels": Kind(
-        _zero_padding_channels, settings={"padding": REQUIRED}, summary=_SUMMARY
+        _zero_padding_channels, settings={"padding": REQUIRED}, summary=_SUMMARY, narrow=True
     ),
     **spatial_names("Cropping{}", _cropping),
-    "Flatten": Kind(_flatten, window=everywhere, summary=_SUMMARY),
+    "Flatten": Kind(_flatten, window=everywhere, summary=_SUMMARY, narrow=True),
     "Reshape": Kind(
-        _reshape, window=everywhere, settings={"target_shape": REQUIRED}, summary=_SUMMARY
+        _reshape,
+        window=everywhere,
+        settings={"target_shape": REQUIRED},
+        summary=_SUMMARY,
+        narrow=True,
     ),
-    "Permute": Kind(_permute, window=everywhere, settings={"dims": REQUIRED}, summary=_SUMMARY),
+    "Permute": Kind(
+        _permute, window=everywhere, settings={"dims": REQUIRED}, summary=_SUMMARY, narrow=True
+    ),
     "RepeatVector": Kind(
-        _repeat_vector, window=everywhere, settings={"n": REQUIRED}, summary=_SUMMARY
+        _repeat_vector, window=everywhere, settings={"n": REQUIRED}, summary=_SUMMARY, narrow=True
     ),
-    "Identity": Kind(_identity, summary=_SUMMARY),
+    "Identity": Kind(_identity, summary=_SUMMARY, narrow=True),
 }

@@ -1,6 +1,6 @@
-"""One layer, computed here and by Keras 3."""
+"""One layer, computed here and by Keras 3; and a small network of each family."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax import Array
 
+from voxtune.models.families import Network, build
 from voxtune.models.graph import Graph, GraphCall, GraphLayer, results, weight_shapes
 from voxtune.models.kinds import KINDS, Mode
 
@@ -81,3 +82,61 @@ def close() -> Callable[[Any, Any], None]:
             np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * largest)
 
     return check
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Within it, arrays of float64 stay so."""
+    with jax.enable_x64(True):
+        yield
+
+
+def _small_graph() -> Graph:
+    """A convolution that is used twice, a norm, dropout, a lower resolution and a skip."""
+    conv = {"kernel_size": [3, 3, 3], "padding": "same", "activation": "relu"}
+    size = {"kernel_size": [2, 2, 2], "strides": [2, 2, 2]}
+    made = (
+        GraphLayer("first", "Conv3D", {"filters": 4, **conv}),
+        GraphLayer("norm", "BatchNormalization", {}),
+        GraphLayer("pool", "MaxPooling3D", {}),
+        GraphLayer("shared", "Conv3D", {"filters": 4, **conv}),
+        GraphLayer("drop", "Dropout", {"rate": 0.5}),
+        GraphLayer("up", "Conv3DTranspose", {"filters": 4, **size}),
+        GraphLayer("join", "Concatenate", {}),
+        GraphLayer("last", "Conv3D", {"filters": 4, **conv}),
+        GraphLayer("head", "Conv3D", {"filters": 3, "kernel_size": [1, 1, 1]}),
+    )
+    reads = {
+        "first": ["image"],
+        "norm": ["first"],
+        "pool": ["norm"],
+        "shared": ["pool"],
+        "drop": ["shared"],
+        "shared:1": ["drop"],
+        "up": ["shared:1"],
+        "join": ["norm", "up"],
+        "last": ["join"],
+        "head": ["last"],
+    }
+    calls = (GraphCall(name, name.split(":")[0], tuple(each)) for name, each in reads.items())
+    return Graph(made, tuple(calls), {"image": (None, None, None, 1)}, ("head",))
+
+
+# With all that a family is made of, norms and dropout too; for blocks of 8 x 8 x 8 voxels.
+_SMALL: Mapping[str, Mapping[str, Any]] = {
+    "bayesian_meshnet": {"filters": 2, "dilations": (1, 2), "dropout": "concrete"},
+    "graph": {"graph": _small_graph().to_json()},
+    "highresnet": {"filters": 2, "blocks": 1},
+    "meshnet": {"filters": 2, "dilations": (1, 2), "dropout": 0.3},
+    "resenc_unet": {"features": (2, 4), "blocks": (1, 1), "strides": (1, 2)},
+    "synthseg_unet": {"filters": 2, "depth": 1},
+    "unet": {"filters": 2, "depth": 1, "norm": "batch"},
+    "unetr": {"size": (8,) * 3, "patch": 4, "width": 4, "blocks": 2, "heads": 2, "filters": 2},
+    "vnet": {"filters": 4, "depth": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[[str], Network]:
+    """Makes a small network of a family: one channel, three outputs, fresh."""
+    return lambda family: build(family, {"channels": 1, "outputs": 3, **_SMALL[family]})

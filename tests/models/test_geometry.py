@@ -240,6 +240,16 @@ def test_gates_by_the_whole_volume_leave_the_multiple() -> None:
     assert graph.min_multiple == 4
 
 
+@pytest.mark.parametrize("norm", ["GroupNormalization", "SlabGroupNormalization"])
+def test_norms_by_the_whole_volume_leave_the_multiple(norm: str) -> None:
+    """A size that is no multiple would fail: the skips would not fit."""
+    down = {"filters": 4, "kernel_size": 2, "strides": 2}
+    layers = [("Conv1D", down), (norm, {"groups": 4})] * 2 + [("UpSampling1D", {"size": 4})]
+    graph = chain(*layers, shape=(16, 4))
+    assert graph.receptive_field is None
+    assert graph.min_multiple == 4
+
+
 def test_network_that_ignores_a_branch() -> None:
     graph = net([("unused", "Flatten", {}, ["x"]), ("used", "Conv1D", CONV, ["x"])], LINE)
     assert graph.receptive_field == 3

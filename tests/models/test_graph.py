@@ -113,6 +113,8 @@ def test_dropout_needs_a_key_and_drops_in_training_alone(network: GraphNet) -> N
     one, other = (nnx.clone(network)(x, train=True, rngs=nnx.Rngs(dropout=seed)) for seed in (0, 1))
     assert not np.allclose(one, other)
     np.testing.assert_array_equal(network(x), network(x))
+    with pytest.raises(ValueError, match="needs `rngs`"):
+        nnx.clone(network)(x, train=True)
 
 
 def test_a_call_may_say_itself_whether_it_trains() -> None:

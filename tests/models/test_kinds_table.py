@@ -18,6 +18,7 @@ _FILES = (
     "test_kinds_definitions.py",
     "test_kinds_random.py",
     "test_operations.py",
+    "test_variational.py",
 )
 _LINE, _PLANE, _VOLUME = (9, 3), (7, 6, 3), (5, 6, 7, 3)
 

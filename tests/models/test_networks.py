@@ -8,6 +8,7 @@ from flax import nnx
 
 from voxtune.models.errors import InputError
 from voxtune.models.families import abstract, build
+from voxtune.models.meshnet import NOBRAINER_DILATIONS
 from voxtune.models.parameters import assemble, by_path, count, shapes
 
 
@@ -16,22 +17,40 @@ from voxtune.models.parameters import assemble, by_path, count, shapes
     [
         # Nobrainer 1.2.1, counted by Keras.
         ("unet", {"outputs": 1}, 4_768_289),
-        ("unet", {"outputs": 1, "batchnorm": True}, 4_772_961),
+        ("unet", {"outputs": 1, "norm": "batch"}, 4_772_961),
         ("meshnet", {"outputs": 1, "filters": 71, "dilations": (1, 1, 2, 4, 8, 16, 1)}, 821_116),
         ("meshnet", {"outputs": 1, "filters": 21, "dilations": (1, 1, 2, 4, 8, 16, 1)}, 72_766),
+        ("highresnet", {"outputs": 1}, 874_785),
+        ("highresnet", {"outputs": 50}, 877_970),
+        ("vnet", {"outputs": 1}, 1_403_059),
+        ("vnet", {"outputs": 50}, 1_426_824),
+        # SynthSeg 1.0 and 2.0: 25 more for a label more, 24 weights and a bias.
+        ("synthseg_unet", {"outputs": 32}, 13_242_824),
+        ("synthseg_unet", {"outputs": 33}, 13_242_849),
+        # All but the 512 x 768 values that Nobrainer makes and never reads.
+        ("unetr", {"outputs": 2}, 147_359_234 - 512 * 768),
         # brainchop's model18cls: 385,632 bytes of float32.
-        ("meshnet", {"outputs": 18, "batchnorm": False}, 385_632 // 4),
+        ("meshnet", {"outputs": 18, "norm": None}, 385_632 // 4),
     ],
 )
 def test_parameter_counts_are_the_originals(family, arguments, parameters):
     assert count(abstract(family, arguments)) == parameters
 
 
+@pytest.mark.parametrize("field", NOBRAINER_DILATIONS)
+def test_nobrainers_meshnets_see_what_they_are_named_after(field):
+    arguments = {"outputs": 1, "dilations": NOBRAINER_DILATIONS[field]}
+    assert abstract("meshnet", arguments).receptive_field == field
+
+
 @pytest.mark.parametrize(
     ("family", "arguments", "size"),
     [
-        ("meshnet", {"filters": 2, "dilations": (1, 3, 1), "batchnorm": False}, 16),
+        ("meshnet", {"filters": 2, "dilations": (1, 3, 1), "norm": None}, 16),
+        ("bayesian_meshnet", {"filters": 2, "dilations": (1, 3, 1)}, 16),
         ("unet", {"filters": 1, "depth": 1}, 40),
+        ("highresnet", {"filters": 2, "blocks": 1}, 40),
+        ("synthseg_unet", {"filters": 1, "depth": 1}, 40),
     ],
 )
 def test_the_receptive_field_bounds_what_a_voxel_reaches(family, arguments, size):
@@ -51,7 +70,13 @@ def test_the_receptive_field_bounds_what_a_voxel_reaches(family, arguments, size
 
 
 def test_levels_name_every_parameter_from_input_to_output():
-    for family, arguments in (("unet", {"filters": 2}), ("meshnet", {"filters": 2})):
+    for family, arguments in (
+        ("unet", {"filters": 2}),
+        ("meshnet", {"filters": 2}),
+        ("highresnet", {"filters": 2}),
+        ("vnet", {"filters": 4}),
+        ("synthseg_unet", {"filters": 2}),
+    ):
         arguments = {"outputs": 2, **arguments}
         levels = abstract(family, arguments).levels()
         assert {path.split("/")[0] for path in shapes(family, arguments)} == set(levels)
@@ -95,9 +120,10 @@ def test_fresh_networks_follow_their_seed_and_glorot():
 
 
 def test_an_unknown_family_or_argument_is_a_sentence():
-    with pytest.raises(
-        InputError, match="'resnet' is not known; voxtune knows graph, meshnet, unet"
-    ):
+    with pytest.raises(InputError, match=r"'resnet' is not known; voxtune knows .*graph, .*unet"):
         build("resnet", {})
     with pytest.raises(InputError, match="cannot be built"):
         build("unet", {"outputs": 1, "wings": 2})
+    for family in ("bayesian_meshnet", "highresnet", "meshnet", "vnet"):
+        with pytest.raises(InputError, match="activation 'sinus' is none of linear, relu"):
+            abstract(family, {"outputs": 1, "activation": "sinus"})

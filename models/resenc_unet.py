@@ -1,0 +1,277 @@
+"""nnU-Net's residual-encoder U-Net."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from voxtune.models.layers import Conv, ConvTranspose, Head
+from voxtune.models.lowering import conv_strided
+from voxtune.models.norms import InstanceNorm
+from voxtune.models.run import Run, Tap, ignore
+
+SLOPE = 0.01  # of PyTorch's LeakyReLU; Keras's are steeper
+
+# PyTorch's `kaiming_normal_(a=SLOPE)`. It takes the second axis of a kernel for its inputs, which
+# are the outputs where the convolution is transposed.
+_HE = nnx.initializers.variance_scaling(2 / (1 + SLOPE**2), "fan_in", "normal")
+_HE_TRANSPOSED = nnx.initializers.variance_scaling(2 / (1 + SLOPE**2), "fan_out", "normal")
+
+
+def average_pool(x: Array, size: int) -> Array:
+    """Mean of each block of `size`³ voxels: `[B, D, H, W, C]` → `[B, D/s, H/s, W/s, C]`."""
+    batch, depth, height, width, channels = x.shape
+    blocks = x.reshape(
+        batch, depth // size, size, height // size, size, width // size, size, channels
+    )
+    return blocks.mean((2, 4, 6))
+
+
+class StridedConv(Conv):
+    """3D convolution that keeps every `stride`-th place, padded alike on both sides."""
+
+    def __init__(self, channels: int, filters: int, stride: int, *, rngs: nnx.Rngs) -> None:
+        super().__init__(channels, filters, initialise=_HE, rngs=rngs)
+        self.stride = stride
+
+    def __call__(self, x: Array) -> Array:
+        """`[B, D, H, W, C]` → `[B, D / stride, H / stride, W / stride, O]`."""
+        assert self.bias is not None
+        y = conv_strided(x, self.kernel[...].astype(x.dtype), self.stride)
+        return y + self.bias[...].astype(y.dtype)
+
+
+class NormedConv(nnx.Module):
+    """Convolution and instance normalisation, then a leaky ReLU if it is `active`."""
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        size: int = 3,
+        *,
+        stride: int = 1,
+        use_bias: bool = True,
+        active: bool = True,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if stride > 1:
+            self.conv: Conv = StridedConv(channels, filters, stride, rngs=rngs)
+        else:
+            self.conv = Conv(channels, filters, size, use_bias=use_bias, initialise=_HE, rngs=rngs)
+        self.norm = InstanceNorm(filters, rngs=rngs)
+        self.active = active
+
+    def __call__(self, x: Array, run: Run, path: str) -> Array:
+        """`[B, D, H, W, C]` → `[B, D', H', W', O]`; taps `conv`, `norm` and `activation`."""
+        x = self.conv(x)
+        run.tap(f"{path}/conv", x)
+        x = self.norm(x, run)
+        run.tap(f"{path}/norm", x)
+        if self.active:
+            x = jax.nn.leaky_relu(x, SLOPE)
+            run.tap(f"{path}/activation", x)
+        return x
+
+
+class ResidualBlock(nnx.Module):
+    """Two normed convolutions, `unit1` and `unit2`, added to a shortcut, then a leaky ReLU.
+
+    As in ResNet-D (He et al. 2019, doi 10.1109/CVPR.2019.00065) the shortcut is an average pool
+    where there is a stride, and a 1x1x1 convolution without bias, normalised, where the channels
+    change. The scale of the last norm before the sum starts at zero.
+    """
+
+    def __init__(self, channels: int, filters: int, stride: int, *, rngs: nnx.Rngs) -> None:
+        self.unit1 = NormedConv(channels, filters, stride=stride, rngs=rngs)
+        self.unit2 = NormedConv(filters, filters, active=False, rngs=rngs)
+        self.unit2.norm.scale = nnx.Param(jnp.zeros(filters))
+        self.skip = (
+            NormedConv(channels, filters, 1, use_bias=False, active=False, rngs=rngs)
+            if channels != filters
+            else None
+        )
+        self.stride = stride
+
+    def __call__(self, x: Array, run: Run, path: str) -> Array:
+        """`[B, D, H, W, C]` → `[B, D / stride, H / stride, W / stride, filters]`."""
+        y = self.unit2(self.unit1(x, run, f"{path}/unit1"), run, f"{path}/unit2")
+        if self.stride > 1:
+            x = average_pool(x, self.stride)
+            run.tap(f"{path}/pool", x)
+        if self.skip is not None:
+            x = self.skip(x, run, f"{path}/skip")
+        x = y + x
+        run.tap(f"{path}/add", x)
+        x = jax.nn.leaky_relu(x, SLOPE)
+        run.tap(f"{path}/activation", x)
+        return x
+
+
+class Stage(nnx.Module):
+    """Residual blocks one after the other, `block1` and so on; the first has the stride."""
+
+    def __init__(
+        self, channels: int, filters: int, blocks: int, stride: int, *, rngs: nnx.Rngs
+    ) -> None:
+        self.blocks = blocks
+        for number in range(1, blocks + 1):
+            entering, step = (channels, stride) if number == 1 else (filters, 1)
+            setattr(self, f"block{number}", ResidualBlock(entering, filters, step, rngs=rngs))
+
+    def __call__(self, x: Array, run: Run, path: str) -> Array:
+        """`[B, D, H, W, C]` → `[B, D / stride, H / stride, W / stride, filters]`."""
+        for number in range(1, self.blocks + 1):
+            x = getattr(self, f"block{number}")(x, run, f"{path}/block{number}")
+        return x
+
+
+class UpStage(nnx.Module):
+    """Raises the resolution, joins the skip connection, then normed convolutions."""
+
+    def __init__(
+        self, channels: int, filters: int, convs: int, stride: int, *, rngs: nnx.Rngs
+    ) -> None:
+        self.up = ConvTranspose(channels, filters, stride, initialise=_HE_TRANSPOSED, rngs=rngs)
+        self.convs = convs
+        for number in range(1, convs + 1):
+            entering = 2 * filters if number == 1 else filters
+            setattr(self, f"unit{number}", NormedConv(entering, filters, rngs=rngs))
+
+    def __call__(self, x: Array, skip: Array, run: Run, path: str) -> Array:
+        """`[B, D, H, W, C]` and the skip `[B, sD, sH, sW, O]` → `[B, sD, sH, sW, O]`."""
+        x = self.up(x)
+        run.tap(f"{path}/up", x)
+        x = jnp.concatenate([x, skip], axis=-1)
+        run.tap(f"{path}/concat", x)
+        for number in range(1, self.convs + 1):
+            x = getattr(self, f"unit{number}")(x, run, f"{path}/unit{number}")
+        return x
+
+
+class ResEncUNet(nnx.Module):
+    """nnU-Net's residual-encoder U-Net (Isensee et al. 2024, doi 10.1007/978-3-031-72114-4_47).
+
+    A 3x3x3 convolution (the stem), then stages of residual blocks, each from the second on at a
+    lower resolution; the decoder raises the resolution by transposed convolutions whose kernels
+    equal their strides, joins [up, skip] and convolves. Every convolution but the head is followed
+    by instance normalisation and, where no shortcut is added first, a leaky ReLU. It equals
+    `ResidualEncoderUNet` of the package dynamic-network-architectures.
+
+    The default arguments are what nnU-Net plans for cubes of 128 isotropic voxels, with its
+    presets M, L and XL alike: those differ in the memory that is aimed at, and so in block shape
+    and batch. With larger blocks they have one stage more: 320 features, 6 blocks, stride 2. With
+    one channel and two outputs it has 102,348,226 parameters.
+
+    Unlike nnU-Net's it has no heads at the lower resolutions: those are for deep supervision, and
+    prediction leaves them out. nnU-Net counts them whether used or not, 1,544 parameters more.
+    Kernels are cubes and strides the same along each axis, where nnU-Net plans flat ones for
+    anisotropic voxels. Values start as in nnU-Net: kernels He normal, biases zero, and zero for
+    the scale of the last norm of each residual block.
+
+    Args:
+        channels: input channels.
+        outputs: logits for each voxel.
+        features: channels of each stage, from the highest resolution to the lowest.
+        blocks: residual blocks of each stage.
+        strides: of each stage; 1 for the first and at least 2 for the others.
+        convs: convolutions of each stage of the decoder.
+        rngs: source of the initial values.
+
+    Raises:
+        ValueError: the lists are of different lengths, there is one stage alone, or a stride
+            cannot be.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 1,
+        outputs: int,
+        features: Sequence[int] = (32, 64, 128, 256, 320, 320),
+        blocks: Sequence[int] = (1, 3, 4, 6, 6, 6),
+        strides: Sequence[int] = (1, 2, 2, 2, 2, 2),
+        convs: int = 1,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.stages, self.strides = len(features), tuple(strides)
+        if not len(features) == len(blocks) == len(strides) > 1:
+            raise ValueError(
+                "its arguments 'features', 'blocks' and 'strides' are lists of the same length, "
+                "two at least"
+            )
+        if strides[0] != 1 or min(strides[1:]) < 2:
+            raise ValueError("its argument 'strides' is 1 for the first stage, then 2 or more")
+        self.stem = NormedConv(channels, features[0], rngs=rngs)
+        entering = features[0]
+        for number, (width, count, stride) in enumerate(
+            zip(features, blocks, strides, strict=True), start=1
+        ):
+            setattr(self, f"encoder{number}", Stage(entering, width, count, stride, rngs=rngs))
+            entering = width
+        for number in range(self.stages - 1, 0, -1):
+            below, width, stride = features[number], features[number - 1], strides[number]
+            setattr(self, f"decoder{number}", UpStage(below, width, convs, stride, rngs=rngs))
+        self.head = Head(features[0], outputs, initialise=_HE, rngs=rngs)
+
+    @property
+    def min_multiple(self) -> int:
+        """Spatial shapes must be multiples of this, voxels."""
+        return math.prod(self.strides)
+
+    @property
+    def receptive_field(self) -> None:
+        """None: the norms take their statistics from the whole input."""
+        return None
+
+    @property
+    def head_path(self) -> str:
+        """Path of the layer that gives the outputs."""
+        return "head"
+
+    def levels(self) -> tuple[str, ...]:
+        """Names of the stages, from input to output."""
+        down = (f"encoder{number}" for number in range(1, self.stages + 1))
+        up = (f"decoder{number}" for number in range(self.stages - 1, 0, -1))
+        return ("stem", *down, *up, "head")
+
+    @property
+    def min_local_depth(self) -> int:
+        """Fewest depth slices that a device can hold where depth is split, voxels."""
+        return self.min_multiple  # one of the lowest stage's, whose neighbours are one slice away
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        tap: Tap = ignore,
+        remat: bool = False,
+    ) -> Array:
+        """Logits of each voxel.
+
+        Args:
+            x: `[B, D, H, W, C]`, D, H and W multiples of `min_multiple`.
+            train: changes nothing: the norms keep no statistics.
+            rngs: unused: the network drops nothing.
+            tap: receives each intermediate result under its path.
+            remat: whether the backward pass computes each level again, to save memory.
+
+        Returns:
+            `[B, D, H, W, outputs]`, float32.
+        """
+        run, skips = Run(train, rngs, tap, remat), []
+        x = run.level(self.stem, x, path="stem")
+        for number in range(1, self.stages + 1):
+            name = f"encoder{number}"
+            x = run.level(getattr(self, name), x, path=name)
+            skips.append(x)
+        skips.pop()  # the lowest stage's
+        for number in range(self.stages - 1, 0, -1):
+            name = f"decoder{number}"
+            x = run.level(getattr(self, name), x, skips.pop(), path=name)
+        return run.level(self.head, x, path="head")

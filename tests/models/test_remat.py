@@ -1,0 +1,84 @@
+"""Levels that are computed again in the backward pass: what changes, and that nothing else does.
+
+XLA on CPUs undoes it, so what it saves is measured for a TPU: tests/soak/tpu.py.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from voxtune.engine.step import TrainState, make_train_step, split
+from voxtune.models.families import FAMILIES, Network
+from voxtune.models.graph import GraphNet, segments
+from voxtune.models.lowering import plain_lowerings
+
+Small = Callable[[str], Network]
+RNG = np.random.default_rng(0)
+BATCH = {
+    "image": RNG.normal(size=(2, 8, 8, 8, 1)).astype(np.float32),
+    "label": RNG.integers(0, 3, (2, 8, 8, 8)).astype(np.uint8),
+}
+
+
+def step(network: Network, remat: bool) -> tuple[Callable[[TrainState, Any], Any], TrainState]:
+    """A step by the gradient itself, and the state before it."""
+    apply, params, statistics = split(network, remat=remat)
+    optimizer = optax.sgd(1.0)
+    state = TrainState(jnp.int32(0), params, statistics, optimizer.init(params), jax.random.key(0))
+    return make_train_step(apply, optimizer, ()), state
+
+
+def parts(network: Network) -> int:
+    """What is computed again one at a time: the levels, of a graph the segments."""
+    if isinstance(network, GraphNet):
+        return len(segments(network.graph))
+    return len(network.levels())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_computes_each_level_again(family: str, small: Small) -> None:
+    network = small(family)
+    for remat, count in ((False, 0), (True, parts(network))):
+        text = str(jax.make_jaxpr(step(network, remat)[0])(step(network, remat)[1], BATCH))
+        assert len(re.findall(r"\b(?:remat2?|checkpoint)\[", text)) == count
+
+
+# The other families' tests stand in their own files.
+@pytest.mark.parametrize("family", ["graph", "meshnet", "unet"])
+def test_gradients_statistics_and_what_is_dropped_stay(family: str, small: Small) -> None:
+    network = small(family)
+    with plain_lowerings():
+        (once, once_metrics), (again, again_metrics) = (
+            jax.jit(run)(state, BATCH) for run, state in (step(network, r) for r in (False, True))
+        )
+    assert float(once_metrics["loss"]) == pytest.approx(float(again_metrics["loss"]), rel=1e-6)
+    before = step(network, remat=False)[1]
+    moved = partial(jax.tree.map, lambda old, new: np.asarray(new - old))
+    for one, other, old in (
+        (once.params, again.params, before.params),
+        (once.statistics, again.statistics, before.statistics),
+    ):
+        wanted, found = moved(old, one), moved(old, other)
+        largest = max(abs(each).max() for each in jax.tree.leaves(wanted))
+        assert largest > 1e-4
+        for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 * largest)
+
+
+def test_a_graphs_segments_are_its_calls_in_order_and_hand_on_what_is_read(small: Small) -> None:
+    network = small("graph")
+    assert isinstance(network, GraphNet)
+    graph = network.graph
+    found = segments(graph)
+    assert tuple(call for part in found for call in part.calls) == graph.calls
+    assert len(found) == 3  # the root of seven calls with weights, rounded
+    assert [part.calls[0].name for part in found] == ["first", "shared", "up"]
+    assert [part.reads for part in found] == [("image",), ("pool",), ("shared:1", "norm")]
+    assert [part.gives for part in found] == [("norm", "pool"), ("shared:1",), ("head",)]

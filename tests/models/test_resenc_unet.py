@@ -1,0 +1,143 @@
+"""The residual-encoder U-Net against nnU-Net's own software, and how it is run.
+
+`resenc_unet.golden.npz` was written by PyTorch and dynamic-network-architectures, with the script
+make_resenc_golden.py beside it; the numbers of parameters are what that script prints.
+"""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import Array
+
+from voxtune.converters.verify import QUICK_TO_COMPILE
+from voxtune.models.errors import InputError
+from voxtune.models.families import Network, abstract, build
+from voxtune.models.parameters import assemble, by_path, count, shapes
+
+SMALL = {"features": [4, 6, 6], "blocks": [1, 2, 1], "strides": [1, 2, 2], "convs": 2}
+SEVEN = {
+    "features": [32, 64, 128, 256, 320, 320, 320],
+    "blocks": [1, 3, 4, 6, 6, 6, 6],
+    "strides": [1, 2, 2, 2, 2, 2, 2],
+}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    """Input, output, gradient, and each parameter by its path."""
+    with np.load(Path(__file__).with_name("resenc_unet.golden.npz")) as archive:
+        return dict(archive)
+
+
+@pytest.fixture(scope="module")
+def network(golden: dict[str, np.ndarray]) -> Network:
+    rest = ("x", "y", "weights", "gradient")
+    values = {path: value for path, value in golden.items() if path not in rest}
+    return assemble("resenc_unet", {"channels": 2, "outputs": 3, **SMALL}, values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "whole", "lower_heads"),
+    [({}, 102_349_770, 1_544), (SEVEN, 141_889_612, 2_186), (SMALL, 11_446, 14)],
+)
+def test_parameters_are_nnunets_but_for_heads_that_prediction_leaves_out(
+    arguments: dict, whole: int, lower_heads: int
+) -> None:
+    found = abstract("resenc_unet", {"outputs": 2, **arguments})
+    assert count(found) == whole - lower_heads
+
+
+def test_it_computes_what_nnunets_network_does(network: Network, golden: dict) -> None:
+    graph, state = nnx.split(network)
+
+    @jax.jit
+    def run(x: Array) -> tuple[Array, Array]:
+        def total(x: Array) -> tuple[Array, Array]:
+            logits = nnx.merge(graph, state)(x)
+            return (logits * golden["weights"]).sum(), logits
+
+        gradient, logits = jax.grad(total, has_aux=True)(x)
+        return logits, gradient
+
+    logits, gradient = run(jnp.asarray(golden["x"]))
+    for found, wanted in ((logits, golden["y"]), (gradient, golden["gradient"])):
+        assert abs(wanted).max() > 1
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * abs(wanted).max())
+
+
+def test_values_start_as_in_nnunet() -> None:
+    """He normal for a slope of 0.01; zero for biases and the last scale before each sum."""
+    arguments = {"outputs": 2, "features": [16, 24], "blocks": [1, 1], "strides": [1, 2]}
+    values = by_path(build("resenc_unet", arguments))
+    for path, value in values.items():
+        if path.endswith("kernel"):
+            # PyTorch takes the outputs of a transposed convolution for its inputs.
+            entering = value.shape[4] if "/up/" in path else value.shape[3]
+            wanted = np.sqrt(2 / (1 + 0.01**2) / (np.prod(value.shape[:3]) * entering))
+            assert float(value.std()) == pytest.approx(wanted, rel=5 / np.sqrt(value.size))
+        elif path.endswith("scale"):
+            assert (value == (0 if "unit2" in path else 1)).all()
+        else:
+            assert not value.any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"blocks": [1, 1]}, "lists of the same length"),
+        ({"features": [4], "blocks": [1], "strides": [1]}, "two at least"),
+        ({"strides": [2, 2, 2]}, "'strides' is 1 for the first"),
+        ({"strides": [1, 2, 1]}, "then 2 or more"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_a_sentence(arguments: dict, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        abstract("resenc_unet", {"outputs": 2, **SMALL, **arguments})
+
+
+def test_sizes_and_levels_are_those_of_the_stages(network: Network) -> None:
+    down, up = ("encoder1", "encoder2", "encoder3"), ("decoder2", "decoder1")
+    assert network.levels() == ("stem", *down, *up, "head")
+    assert {path.split("/")[0] for path in by_path(network)} == set(network.levels())
+    assert abstract("resenc_unet", {"outputs": 2}).min_multiple == 32
+    assert network.receptive_field is None  # of a norm over the whole input
+
+
+def test_remat_gives_the_same_gradients() -> None:
+    arguments = {"outputs": 2, "features": [2, 4], "blocks": [1, 1], "strides": [1, 2]}
+    rng = np.random.default_rng(0)
+    values = {
+        path: rng.normal(size=each) for path, each in shapes("resenc_unet", arguments).items()
+    }
+    values = {path: each.astype(np.float32) for path, each in values.items()}
+    network = assemble("resenc_unet", arguments, values)
+    graph, state = nnx.split(network)
+    x, weights = rng.normal(size=(1, 4, 4, 4, 1)), rng.normal(size=(1, 4, 4, 4, 2))
+
+    def total(state: nnx.State, remat: bool) -> Array:
+        logits = nnx.merge(graph, state)(jnp.asarray(x, jnp.float32), train=True, remat=remat)
+        return (logits * weights).sum()
+
+    gradient = jax.jit(jax.grad(total), static_argnums=1, compiler_options=QUICK_TO_COMPILE)
+    plain, again = (jax.tree.leaves(gradient(state, remat)) for remat in (False, True))
+    largest = max(float(abs(each).max()) for each in plain)
+    for one, other in zip(plain, again, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * largest)
+    traced = str(jax.make_jaxpr(lambda state: total(state, True))(state))
+    assert len(re.findall(r"\b(?:remat2?|checkpoint)\[", traced)) == len(network.levels())
+
+
+def test_bfloat16_gives_float32_logits_near_those_of_float32(
+    network: Network, golden: dict
+) -> None:
+    graph, state = nnx.split(network)
+    run = jax.jit(lambda x: nnx.merge(graph, state)(x), compiler_options=QUICK_TO_COMPILE)
+    found = run(jnp.asarray(golden["x"], jnp.bfloat16))
+    assert found.dtype == jnp.float32
+    error = float(abs(found - golden["y"]).max() / abs(golden["y"]).max())
+    assert 1e-4 < error < 0.1  # bfloat16 has eight bits: other numbers, but near
