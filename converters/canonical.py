@@ -15,7 +15,8 @@ from voxtune.converters.keras_nodes import found
 from voxtune.converters.layouts import is_spatial, place, place_operation, sections
 from voxtune.converters.nobrainer import is_nobrainer_vnet
 from voxtune.converters.operations import Operation, is_operation, operation_of
-from voxtune.converters.tensors import Layout, fit
+from voxtune.converters.subclassed import Subclassed, is_subclassed, opened
+from voxtune.converters.tensors import Layout, as_float32, fit
 from voxtune.converters.theano import place_theano
 from voxtune.converters.versions import Era, is_keras1, upgraded, version_of
 from voxtune.models.activations import ACROSS_CHANNELS
@@ -50,7 +51,7 @@ class CanonicalModel:
         origins: layer → weight → where it comes from.
         calls: name of the call in the file → name of the call that gives the same result here.
         moved: calls of the file whose result is channels-first there and channels-last here.
-        left_out: weights of the file that only its training read.
+        left_out: weights of the file that the network does not read → why.
     """
 
     graph: Graph
@@ -58,7 +59,7 @@ class CanonicalModel:
     origins: Mapping[str, Mapping[str, Origin]]
     calls: Mapping[str, str]
     moved: frozenset[str]
-    left_out: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> dict[str, str]:
@@ -95,6 +96,7 @@ class _Translation:
         era: what its file says about the software that wrote it.
         values: call of the file, with the number of its result where it has several → value.
         formats: layer → the data format that the file states.
+        networks: layer → the network that it is, of those that are one.
         open_sizes: whether an input's shape leaves a size open.
     """
 
@@ -102,6 +104,7 @@ class _Translation:
     era: Era
     values: dict[TensorRef, Value] = field(default_factory=dict)
     formats: dict[str, str] = field(default_factory=dict)
+    networks: dict[str, Subclassed] = field(default_factory=dict)
     open_sizes: bool = False
 
     def __post_init__(self) -> None:
@@ -186,6 +189,9 @@ class _Translation:
         if is_operation(layer):
             self._operation(call, layer)
             return
+        if is_subclassed(layer):
+            self._network(call, layer)
+            return
         kind, config = self._upgraded(layer)
         inputs, training = self._arguments(call, kind)
         if kind == "Operation":
@@ -201,6 +207,25 @@ class _Translation:
             value = self._placed(call, GraphLayer(layer.name, kind, config), inputs, training)
             self._check_size(layer, value)
         self.values[TensorRef(call.name)] = value
+
+    def _network(self, call: KerasCall, layer: KerasLayer) -> None:
+        """Adds the layers of a network that its file holds as one, behind its name and a slash."""
+        if layer.name not in self.networks:
+            self.networks[layer.name] = opened(layer)
+        graph = self.networks[layer.name].graph
+        ((entry, shape),), (output,) = graph.inputs.items(), graph.outputs
+        (given,), _ = self._arguments(call, layer.class_name)
+        given = self.assembly.first(given)
+        if given.shape[1:] != shape:
+            raise ValueError(f"it takes {list(shape)} and is called with {list(given.shape[1:])}")
+        values = {entry: given}
+        for inner in graph.calls:
+            name = call.name if inner.name == output else f"{call.name}/{inner.name}"
+            owner = graph.by_name[inner.layer]
+            placed = GraphLayer(f"{layer.name}/{owner.name}", owner.kind, owner.config)
+            read = [values[source] for source in inner.inputs]
+            values[inner.name] = self.assembly.call(name, placed, read, training=inner.training)
+            self.values[TensorRef(name)] = values[inner.name]
 
     def _check_size(self, layer: KerasLayer, value: Value) -> None:
         """Keras 1 states what a Deconvolution gives, and its padding allows for several sizes."""
@@ -324,12 +349,16 @@ class _Translation:
 
     def _weights(
         self,
-    ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, Origin]], tuple[str, ...]]:
+    ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, Origin]], dict[str, str]]:
         """All weights of the graph, out of all of the file."""
         weights: dict[str, dict[str, np.ndarray]] = {}
         origins: dict[str, dict[str, Origin]] = {}
-        left_out: list[str] = []
+        left_out: dict[str, str] = {}
         for layer in self.model.layers:
+            if layer.name in self.networks:
+                unread = self._network_weights(layer, weights, origins)
+                left_out |= dict.fromkeys(unread, "its class never reads it")
+                continue
             wanted = self.assembly.weights.get(layer.name, {})
             placed = self.assembly.layers.get(layer.name)
             if not wanted and not layer.weights:
@@ -342,14 +371,32 @@ class _Translation:
                 axes=self.assembly.axes.get(layer.name),
             )
             fitted, unread = fit(layer, kind, wanted, layout, self.path)
-            left_out += [f"{layer.name}/{name}" for name in unread]
+            left_out |= {f"{layer.name}/{name}": "not of the network" for name in unread}
             if fitted:
                 weights[layer.name] = {name: each.value for name, each in fitted.items()}
                 origins[layer.name] = {
                     name: Origin(f"{layer.name}/{each.name}", each.shape, each.done)
                     for name, each in fitted.items()
                 }
-        return weights, origins, tuple(left_out)
+        return weights, origins, left_out
+
+    def _network_weights(
+        self,
+        layer: KerasLayer,
+        weights: dict[str, dict[str, np.ndarray]],
+        origins: dict[str, dict[str, Origin]],
+    ) -> tuple[str, ...]:
+        """Adds the weights of a network that is one layer, and gives those that it never reads."""
+        network = self.networks[layer.name]
+        for inner, stored in network.weights.items():
+            name = f"{layer.name}/{inner}"
+            weights[name], origins[name] = {}, {}
+            for weight, each in stored.items():
+                full = f"{layer.name}/{each.name}"
+                done = "" if each.shape == each.value.shape else "heads apart"
+                weights[name][weight] = as_float32(each.value, full, self.path)
+                origins[name][weight] = Origin(full, each.shape, done)
+        return tuple(f"{layer.name}/{name}" for name in network.unread)
 
 
 # Those that Keras mirrors when it loads a file of Theano.

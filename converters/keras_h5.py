@@ -185,7 +185,8 @@ def _read_listed(
 def _by_scope(tensors: Iterable[Tensor], layers: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
     """Weights alone: layer → short name → array.
 
-    Tensors that bear the names of several layers are those of a model inside the model.
+    Tensors that bear the names of several layers are those of a model inside the model; those of a
+    model of a person's own class, which makes some outside of its layers, stay together.
     """
     groups: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for tensor in tensors:
@@ -193,11 +194,14 @@ def _by_scope(tensors: Iterable[Tensor], layers: Iterable[str]) -> dict[str, dic
     found: dict[str, dict[str, np.ndarray]] = {}
     for layer, group in groups.items():
         foreign = [tensor.name for tensor in group if not tensor.name.startswith(f"{layer}/")]
-        several = len({name.rpartition("/")[0] for name in foreign}) > 1
+        scopes = {name.rpartition("/")[0] for name in foreign}
+        whole = len(scopes) > 1 and "" in scopes  # such as Nobrainer's unetr
+        several = len(scopes) > 1 and not whole
         if not several:
             found[layer] = {}
         for tensor in group:
-            name, holder = short_name(tensor.name, layer), layer
+            name = tensor.name.removesuffix(":0") if whole else short_name(tensor.name, layer)
+            holder = layer
             if several and tensor.name in foreign:
                 holder = f"{layer}/{tensor.name.rpartition('/')[0]}"
             own = found.setdefault(holder, {})

@@ -269,7 +269,8 @@ def _rebuilt(
     def channels_last(here: str, value: np.ndarray) -> np.ndarray:
         return np.moveaxis(value, 1, -1) if names[here] in canonical.moved else value
 
-    values = {here: channels_last(here, ours[name]) for here, name in names.items()}
+    # A family does not show each of the layers that its original has.
+    values = {h: channels_last(h, ours[name]) for h, name in names.items() if name in ours}
     values |= {here: channels_last(here, x[names[here]]) for here in sizes}
     lacking = _lacking(graph)
     try:
@@ -343,8 +344,14 @@ def _posterior_means(
     layers, plain = [], dict(weights)
     for layer in graph.layers:
         base = layer.kind.removesuffix("Flipout").removesuffix("Reparameterization")
-        if base != layer.kind:
-            config = {name: each for name, each in layer.config.items() if name != "random_bias"}
+        if layer.kind == "VWNConv3D":
+            held = weights[layer.name]
+            length = np.sqrt((held["v"] ** 2).sum((0, 1, 2, 3), keepdims=True))
+            plain[layer.name] = {"kernel": held["g"] * held["v"] / length, "bias": held["bias_m"]}
+            layer = GraphLayer(layer.name, "Conv3D", layer.config)
+        elif base != layer.kind:
+            random = ("random_bias", "learned_prior")
+            config = {name: each for name, each in layer.config.items() if name not in random}
             layer = GraphLayer(layer.name, base, config)
             plain[layer.name] = {
                 name.removesuffix("_posterior_loc"): value

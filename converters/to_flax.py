@@ -130,10 +130,8 @@ def from_canonical(
             f"{path} has no tensor for {', '.join(missing[:5])}"
             f"{' and others' if len(missing) > 5 else ''}; nothing was converted."
         )
-    tensors += [
-        Tensor(name, "", (), (), "left out: not of the network")
-        for name in (*left_out, *original.left_out)
-    ]
+    reasons = dict.fromkeys(left_out, "not of the network") | {**original.left_out}
+    tensors += [Tensor(name, "", (), (), f"left out: {reason}") for name, reason in reasons.items()]
     return Conversion(
         family,
         arguments,
@@ -179,16 +177,17 @@ def without_output_activation(graph: Graph) -> tuple[Graph, str, tuple[str, ...]
     layer = graph.by_name[call.layer]
     uses = sum(each.layer == layer.name for each in graph.calls)
     function = _activation(layer)
-    if function not in OUTPUT_ACTIVATIONS or output in readers or uses > 1:
+    nothing = layer.kind == "Identity" or (layer.kind == "Activation" and function == "linear")
+    if not (nothing or function in OUTPUT_ACTIVATIONS) or output in readers or uses > 1:
         return graph, "linear", (output,)
-    if layer.kind in ("Activation", "Softmax"):
+    if layer.kind in ("Activation", "Softmax", "Identity"):
         shorter = dataclasses.replace(
             graph,
             layers=tuple(each for each in graph.layers if each.name != layer.name),
             calls=tuple(each for each in graph.calls if each.name != output),
             outputs=call.inputs,
         )
-        return shorter, function, (output,)
+        return shorter, function or "linear", (output,)
     linear = GraphLayer(layer.name, layer.kind, {**layer.config, "activation": "linear"})
     layers = tuple(linear if each.name == layer.name else each for each in graph.layers)
     return dataclasses.replace(graph, layers=layers), function, (output,)

@@ -314,6 +314,14 @@ def _bayesian(config: Config, layer: KerasLayer) -> None:
     weights = layer.weights.keys()
     config["use_bias"] = config.get("bias_posterior_fn", True) is not None
     config["random_bias"] = any("bias_posterior_untransformed_scale" in name for name in weights)
+    shapes = {name.rsplit("/", 1)[-1]: value.shape for name, value in layer.weights.items()}
+    one_for_all = shapes.get("kernel_prior_untransformed_scale") == (1,)
+    kernel = shapes.get("kernel_posterior_loc", ())
+    config["learned_prior"] = one_for_all and shapes.get("kernel_prior_loc") == kernel
+
+
+def _concrete_dropout(config: Config, layer: KerasLayer) -> None:
+    raise ValueError("the shares that it keeps are not in the file: Nobrainer does not write them")
 
 
 def _prelu(config: Config, layer: KerasLayer) -> None:
@@ -331,6 +339,7 @@ _SPECIAL: Mapping[str, Callable[[Config, KerasLayer], None]] = {
     "ELU": _elu,
     "ZeroPadding2D": _padding2d,
     "Dropout": _rate,
+    "ConcreteDropout": _concrete_dropout,
     "PReLU": _prelu,
 }
 

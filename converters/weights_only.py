@@ -3,41 +3,29 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from voxtune.converters.canonical import CanonicalModel, Origin
+from voxtune.converters.canonical import CanonicalModel, Origin, canonical
 from voxtune.converters.errors import ConversionError, quoted
-from voxtune.converters.families import as_graph
-from voxtune.converters.keras_model import KerasWeights
-from voxtune.converters.synthseg import synthseg_graph
+from voxtune.converters.families import ORIGINALS, as_graph
+from voxtune.converters.keras_model import (
+    KerasCall,
+    KerasLayer,
+    KerasModel,
+    KerasWeights,
+    TensorRef,
+)
+from voxtune.converters.originals.original import HeldLayer
+from voxtune.converters.subclassed import one_layer
 from voxtune.converters.tensors import as_float32
 from voxtune.converters.to_flax import Conversion, from_canonical
 from voxtune.models.errors import InputError
 from voxtune.models.families import abstract
 from voxtune.models.graph import Graph, GraphCall, GraphLayer, weight_shapes
 
-FAMILIES = ("meshnet", "unet", "synthseg")
-_UNTOLD = {"meshnet": ("dilations", "activation")}  # what weights do not tell
 _SHOWN = 3  # tensors that differ
-
-
-class _Held(NamedTuple):
-    """A layer of the file that has weights."""
-
-    name: str
-    arrays: Mapping[str, np.ndarray]
-
-    @property
-    def kernel(self) -> tuple[int, ...]:
-        """The shape of its kernel, () for a norm."""
-        return next((each.shape for each in self.arrays.values() if each.ndim == 5), ())
-
-    @property
-    def transposed(self) -> bool:
-        """Whether its class, which Keras names layers after, is a transposed convolution."""
-        return "transpose" in self.name.lower() or "deconv" in self.name.lower()
 
 
 def fit(weights: KerasWeights, family: str, given: Mapping[str, Any]) -> Conversion:
@@ -45,35 +33,45 @@ def fit(weights: KerasWeights, family: str, given: Mapping[str, Any]) -> Convers
 
     Args:
         weights: the file.
-        family: one of `FAMILIES`.
+        family: a key of `ORIGINALS`.
         given: arguments of the family; those left out are taken from the shapes of the weights.
 
     Raises:
         ConversionError: the tensors are not those of such a network; the sentence shows the first
             that differ, and which arguments would fit.
     """
-    if family not in FAMILIES:
-        raise InputError(f"--model {family} is not known; give one of {', '.join(FAMILIES)}.")
+    if family not in ORIGINALS:
+        raise InputError(f"--model {family} is not known; give one of {', '.join(ORIGINALS)}.")
     if weights.backend == "theano":
         raise ConversionError(
             f"{weights.path} holds weights of Theano, which mirrors kernels and pads in a way of "
             "its own; give the file of the whole model, which says how."
         )
-    held = [_Held(name, arrays) for name, arrays in weights.layers.items() if arrays]
-    kernels = [each.kernel for each in held if each.kernel]
-    if len(kernels) < 2:
+    held = [HeldLayer(name, arrays) for name, arrays in weights.layers.items() if arrays]
+    kernels = sum(value.ndim == 5 for each in held for value in each.arrays.values())
+    if kernels < 2:
         raise ConversionError(
-            f"{weights.path} holds {len(kernels)} kernels of 3D convolutions, too few for a "
+            f"{weights.path} holds {kernels} kernels of 3D convolutions, too few for a "
             f"{family}; give the file of such a network."
         )
-    guessed = _guess(family, held)
-    untold = [name for name in _UNTOLD.get(family, ()) if name not in given]
+    try:
+        guessed = ORIGINALS[family].from_weights(held)
+        abstract(family, guessed)
+    except (InputError, LookupError, ValueError) as error:
+        raise ConversionError(
+            f"{weights.path} does not hold the weights of a {family}. No arguments of a {family} "
+            "would fit; name another with --model."
+        ) from error
+    untold = [name for name in ORIGINALS[family].untold if name not in given]
     if untold:
         raise ConversionError(
             f"{weights.path}: the weights of a {family} do not tell its {' and '.join(untold)}; "
             f"pass --arguments, for example {_spelled(guessed)}."
         )
     graph = _graph(weights, family, {**guessed, **given})
+    whole = one_layer(family, held, {**guessed, **given})
+    if whole is not None:
+        return _of_one_layer(weights, whole, {**guessed, **given})
     pairs = _best(held, graph)
     differences = list(_differences(pairs, graph))
     if differences:
@@ -83,21 +81,57 @@ def fit(weights: KerasWeights, family: str, given: Mapping[str, Any]) -> Convers
             f"{f'; and {len(differences) - _SHOWN} more' if len(differences) > _SHOWN else ''}. "
             + _advice(weights, family, held, {**given, **guessed})
         )
-    canonical = _canonical(graph, pairs, weights.path)
-    return from_canonical(canonical, weights.path, weights.left_out)
+    return from_canonical(_canonical(graph, pairs, weights.path), weights.path, weights.left_out)
+
+
+def _of_one_layer(
+    weights: KerasWeights, layer: KerasLayer, arguments: Mapping[str, Any]
+) -> Conversion:
+    """The network that is one layer, between the input and the output activation of its makers."""
+    size, channels, outputs = (arguments[name] for name in ("size", "channels", "outputs"))
+    function = "sigmoid" if outputs == 1 else "softmax"
+    shape = {"batch_input_shape": [None, *size, channels]}
+    ends = (
+        KerasLayer("input", "InputLayer", shape, {}),
+        KerasLayer("output", "Activation", {"activation": function}, {}),
+    )
+    calls = [KerasCall("input", "input", (), {})]
+    for each, source in ((layer, "input"), (ends[1], layer.name)):
+        calls.append(KerasCall(each.name, each.name, (TensorRef(source),), {}))
+    model = KerasModel(
+        path=weights.path,
+        format=weights.format,
+        keras_version=weights.keras_version,
+        backend=weights.backend,
+        name=layer.name,
+        layers=(ends[0], layer, ends[1]),
+        calls=tuple(calls),
+        inputs=("input",),
+        outputs=(TensorRef("output"),),
+        sha256=weights.sha256,
+        left_out=weights.left_out,
+    )
+    conversion = from_canonical(canonical(model), weights.path, weights.left_out)
+    for name, value in arguments.items():
+        if conversion.arguments[name] != value:
+            raise ConversionError(
+                f"{weights.path} holds a network with {name}={conversion.arguments[name]}, not "
+                f"{value}; leave that argument out."
+            )
+    return conversion
 
 
 def candidates(weights: KerasWeights) -> list[str]:
     """The options with which a file would fit, examples where its weights do not tell."""
-    held = [_Held(name, arrays) for name, arrays in weights.layers.items() if arrays]
+    held = [HeldLayer(name, arrays) for name, arrays in weights.layers.items() if arrays]
     fitting = []
-    for family in FAMILIES:
+    for family, original in ORIGINALS.items():
         try:
-            guessed = _guess(family, held)
+            guessed = original.from_weights(held)
             fit(weights, family, guessed)
-        except (InputError, IndexError):
+        except (InputError, LookupError, ValueError):
             continue
-        untold = {name: guessed[name] for name in _UNTOLD.get(family, ())}
+        untold = {name: guessed[name] for name in original.untold}
         spelled = f" --arguments {_spelled(untold)}" if untold else ""
         fitting.append(f"--model {family}{spelled}")
     return fitting
@@ -117,34 +151,12 @@ def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
                 f"--arguments takes NAME=VALUE, each name once, such as filters=16; '{text}' is "
                 "not that."
             )
+        spelled = "null" if value.lower() == "none" else value.lower()
         try:
-            arguments[name] = json.loads(f"[{value}]" if "," in value else value.lower())
+            arguments[name] = json.loads(f"[{value.rstrip(',')}]" if "," in value else spelled)
         except ValueError:
             arguments[name] = value
     return arguments
-
-
-def _guess(family: str, held: Sequence[_Held]) -> dict[str, Any]:
-    """The arguments of the family that the shapes of the weights tell, with examples of others."""
-    kernels = [each.kernel for each in held if each.kernel]
-    batchnorm = len(kernels) != len(held)
-    heads = [each for each in kernels if each[:3] == (1, 1, 1)] or kernels
-    arguments = {
-        "channels": kernels[0][3],
-        "outputs": heads[-1][4],
-        "filters": kernels[0][4],
-        "batchnorm": batchnorm,
-    }
-    if family == "synthseg":
-        levels = (len(kernels) + 1) // 4  # two down, two up a level but for the lowest, a head
-        return {name: arguments[name] for name in ("channels", "outputs", "filters")} | {
-            "levels": levels
-        }
-    if family == "unet":
-        return arguments | {"depth": sum(each[:3] == (2, 2, 2) for each in kernels)}
-    blocks = len(kernels) - 1
-    usual = {7: [1, 1, 2, 4, 8, 16, 1], 9: [1, 2, 4, 8, 16, 8, 4, 2, 1]}
-    return arguments | {"dilations": usual.get(blocks, [1] * blocks), "activation": "relu"}
 
 
 def _spelled(arguments: Mapping[str, Any]) -> str:
@@ -155,10 +167,8 @@ def _spelled(arguments: Mapping[str, Any]) -> str:
 
 
 def _graph(weights: KerasWeights, family: str, arguments: Mapping[str, Any]) -> Graph:
-    """The family's graph, with the output activation that Nobrainer and others put on it."""
+    """The family's graph, with the output activation that the family's makers put on it."""
     try:
-        if family == "synthseg":
-            return synthseg_graph(**arguments)
         abstract(family, arguments)
         graph = as_graph(family, arguments)
         weight_shapes(graph)
@@ -167,13 +177,13 @@ def _graph(weights: KerasWeights, family: str, arguments: Mapping[str, Any]) -> 
             f"{weights.path}: no {family} has the arguments {_spelled(arguments)} "
             f"({quoted(error)}); give others with --arguments."
         ) from error
-    function = "sigmoid" if arguments["outputs"] == 1 else "softmax"
+    function = ORIGINALS[family].single if arguments["outputs"] == 1 else "softmax"
     layer = GraphLayer("output", "Activation", {"activation": function})
     call = GraphCall("output", "output", graph.outputs)
     return Graph((*graph.layers, layer), (*graph.calls, call), graph.inputs, ("output",))
 
 
-def _best(held: Sequence[_Held], graph: Graph) -> list[tuple[GraphLayer, _Held | None]]:
+def _best(held: Sequence[HeldLayer], graph: Graph) -> list[tuple[GraphLayer, HeldLayer | None]]:
     """Each layer of the graph that has weights, with the layer of the file that it takes.
 
     Old files list layers as the network has them. Others name them by class and number, and so
@@ -184,17 +194,24 @@ def _best(held: Sequence[_Held], graph: Graph) -> list[tuple[GraphLayer, _Held |
     norms = [each for each in held if not each.kernel]
     ups = [each for each in held if each.kernel and each.transposed]
     convs = [each for each in held if each.kernel and not each.transposed]
-    by_class = {"BatchNormalization": norms, "Conv3DTranspose": ups, "Conv3D": convs}
-    queues = {kind: iter(layers) for kind, layers in by_class.items()}
-    apart = [(layer, next(queues[layer.kind], None)) for layer in wanted]
-    apart += [(GraphLayer("", "", {}), each) for queue in queues.values() for each in queue]
+    queues = {"norm": iter(norms), "up": iter(ups), "conv": iter(convs)}
+
+    def queue(layer: GraphLayer) -> Iterator[HeldLayer]:
+        if all(len(shape) != 5 for shape in shapes[layer.name].values()):
+            return queues["norm"]
+        return queues["up" if layer.kind == "Conv3DTranspose" else "conv"]
+
+    apart = [(layer, next(queue(layer), None)) for layer in wanted]
+    apart += [(GraphLayer("", "", {}), each) for rest in queues.values() for each in rest]
     padded = [*held, *[None] * (len(wanted) - len(held))]
     as_listed = list(zip(wanted, padded, strict=False))
     as_listed += [(GraphLayer("", "", {}), each) for each in held[len(wanted) :]]
     return min(as_listed, apart, key=lambda pairs: len(list(_differences(pairs, graph))))
 
 
-def _differences(pairs: Sequence[tuple[GraphLayer, _Held | None]], graph: Graph) -> Iterator[str]:
+def _differences(
+    pairs: Sequence[tuple[GraphLayer, HeldLayer | None]], graph: Graph
+) -> Iterator[str]:
     """What each layer of the file has and should have, where that differs."""
     shapes = weight_shapes(graph)
     for layer, held in pairs:
@@ -208,7 +225,7 @@ def _differences(pairs: Sequence[tuple[GraphLayer, _Held | None]], graph: Graph)
         yield f"{name}{have} where {layer.name} needs {need}" if need else f"{name}{have} too many"
 
 
-def _in_order(held: _Held | None, wanted: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
+def _in_order(held: HeldLayer | None, wanted: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
     """The arrays of a layer in Keras's order; TensorFlow lists them by the alphabet."""
     if held is None:
         return []
@@ -218,7 +235,7 @@ def _in_order(held: _Held | None, wanted: Mapping[str, Any]) -> list[tuple[str, 
 
 
 def _advice(
-    weights: KerasWeights, family: str, held: Sequence[_Held], fitting: Mapping[str, Any]
+    weights: KerasWeights, family: str, held: Sequence[HeldLayer], fitting: Mapping[str, Any]
 ) -> str:
     graph = _graph(weights, family, fitting)
     if any(_differences(_best(held, graph), graph)):
@@ -227,7 +244,7 @@ def _advice(
 
 
 def _canonical(
-    graph: Graph, pairs: Sequence[tuple[GraphLayer, _Held | None]], path: Path
+    graph: Graph, pairs: Sequence[tuple[GraphLayer, HeldLayer | None]], path: Path
 ) -> CanonicalModel:
     shapes = weight_shapes(graph)
     arrays: dict[str, dict[str, np.ndarray]] = {}

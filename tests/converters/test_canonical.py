@@ -212,4 +212,4 @@ def test_real_files_of_nobrainer(
     golden = np.load(path.with_suffix(".golden.npz"))
     found = computed(converted, golden["x"])[read.outputs[0].call]
     np.testing.assert_allclose(found, golden["y"], atol=1e-4 * np.abs(golden["y"]).max())
-    assert "layer1/vwnconv3d/kernel_prior_loc" in converted.left_out
+    assert converted.weights["layer1/vwnconv3d"]["kernel_prior_loc"].shape == (3, 3, 3, 1, 21)

@@ -240,3 +240,41 @@ def test_what_is_refused(
     with pytest.raises(ConversionError) as caught:
         canonical(model(class_name, version="2.2.4", backend=backend, **config))
     assert all(word in str(caught.value) for word in ("net.h5", "'it'", words)), caught.value
+
+
+@pytest.mark.parametrize(
+    ("priors", "learned"),
+    [
+        ({}, False),
+        ({"kernel_prior_untransformed_scale": (1,), "kernel_prior_loc": (3, 3, 3, 2, 4)}, True),
+        # Somebody's own, of one standard deviation a weight: training alone reads it.
+        (
+            {
+                "kernel_prior_untransformed_scale": (3, 3, 3, 2, 4),
+                "kernel_prior_loc": (3, 3, 3, 2, 4),
+            },
+            False,
+        ),
+        ({"kernel_prior_loc": (3, 3, 3, 2, 4)}, False),
+    ],
+)
+def test_the_prior_that_nobrainer_learns_is_kept(
+    model: Any, priors: dict[str, tuple[int, ...]], learned: bool
+) -> None:
+    kernel = (3, 3, 3, 2, 4)
+    posterior = {"kernel_posterior_loc": kernel, "kernel_posterior_untransformed_scale": kernel}
+    held = arrays(**posterior, **priors, bias_posterior_loc=(4,))
+    settings = {"filters": 4, "kernel_size": [3, 3, 3]}
+    converted = canonical(model("Conv3DFlipout", held, (5, 5, 5, 2), **settings))
+    _, config, kept = it(converted)
+    assert config["learned_prior"] == learned
+    assert kept.keys() == {*posterior, "bias_posterior_loc", *(priors if learned else ())}
+    assert [name.rsplit("/", 1)[-1] for name in converted.left_out] == [
+        *(() if learned else priors)
+    ]
+
+
+def test_concrete_dropout_whose_shares_nobrainer_did_not_write_is_refused(model: Any) -> None:
+    settings = {"is_monte_carlo": True, "temperature": 0.02, "use_expectation": True}
+    with pytest.raises(ConversionError, match="the shares that it keeps are not in the file"):
+        canonical(model("ConcreteDropout", arrays(pr=(2,)), **settings))

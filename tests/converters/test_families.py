@@ -6,16 +6,30 @@ from typing import Any
 import numpy as np
 import pytest
 
-from voxtune.converters.families import as_graph, recognise
+from voxtune.converters.families import ORIGINALS, as_graph, recognise
 from voxtune.converters.from_flax import to_graph
 from voxtune.models.families import build
 from voxtune.models.graph import Graph, GraphCall, GraphLayer, weight_shapes
 from voxtune.models.parameters import assemble, by_path, shapes
 
 RNG = np.random.default_rng(0)
+UNETR = {
+    "channels": 2,
+    "outputs": 3,
+    "size": [8, 8, 8],
+    "width": 6,
+    "blocks": 4,
+    "heads": 2,
+    "patch": 4,
+    "mlp": 5,
+    "filters": 2,
+    "dropout": 0.2,
+    "mlp_dropout": 0.3,
+    "norm": "batch",
+}
 CASES: list[tuple[str, dict[str, Any]]] = [
-    ("unet", {"channels": 2, "outputs": 3, "filters": 2, "depth": 2, "batchnorm": True}),
-    ("unet", {"channels": 1, "outputs": 1, "filters": 2, "depth": 1, "batchnorm": False}),
+    ("unet", {"channels": 2, "outputs": 3, "filters": 2, "depth": 2, "norm": "batch"}),
+    ("unet", {"channels": 1, "outputs": 1, "filters": 2, "depth": 1, "norm": None}),
     (
         "meshnet",
         {
@@ -24,10 +38,65 @@ CASES: list[tuple[str, dict[str, Any]]] = [
             "filters": 2,
             "dilations": [1, 2, 1],
             "activation": "gelu",
-            "batchnorm": True,
+            "norm": "batch",
             "dropout": 0.25,
         },
     ),
+    (
+        "highresnet",
+        {"channels": 2, "outputs": 3, "filters": 2, "blocks": 1, "activation": "elu"},
+    ),
+    *(
+        (
+            "vnet",
+            {
+                "channels": 2,
+                "outputs": 3,
+                "filters": 4,
+                "depth": depth,
+                "activation": "elu",
+                "norm": norm,
+                "dropout": dropout,
+            },
+        )
+        for depth, norm, dropout in ((2, "slab", 0.5), (1, "group", 0.25), (1, "slab", 0.0))
+    ),
+    # Norms of 8 channels, whose groups are of one each, and of 16.
+    ("unet", {"channels": 1, "outputs": 1, "filters": 8, "depth": 1, "norm": "group"}),
+    ("synthseg_unet", {"channels": 2, "outputs": 3, "filters": 2, "depth": 2}),
+    (
+        "resenc_unet",
+        {
+            "channels": 2,
+            "outputs": 3,
+            "features": [2, 4, 4],
+            "blocks": [2, 1, 2],
+            "strides": [1, 2, 2],
+            "convs": 2,
+        },
+    ),
+    *(
+        (
+            "bayesian_meshnet",
+            {
+                "channels": 2,
+                "outputs": 3,
+                "filters": 2,
+                "dilations": [1, 2],
+                "activation": "elu",
+                "convolution": convolution,
+                "prior": prior,
+                "dropout": dropout,
+            },
+        )
+        for convolution, prior, dropout in (
+            ("flipout", "learned", 0.5),
+            ("reparameterization", "normal", 0.0),
+            ("weight_norm", "normal", "concrete"),
+        )
+    ),
+    ("unetr", UNETR),
+    ("unetr", {**UNETR, "dropout": 0.0, "mlp_dropout": 0.0, "norm": None}),
 ]
 
 
@@ -60,9 +129,10 @@ def test_a_family_and_its_graph_compute_the_same(family: str, arguments: dict) -
     x = RNG.normal(size=(1, 8, 8, 8, arguments["channels"])).astype(np.float32)
     wanted = np.asarray(network(x))
     np.testing.assert_allclose(same(x), wanted, atol=1e-5 * abs(wanted).max())
-    assert (same.min_multiple, same.receptive_field) == (
+    assert (same.min_multiple, same.receptive_field, same.min_local_depth) == (
         network.min_multiple,
         network.receptive_field,
+        network.min_local_depth,
     )
 
 
@@ -112,7 +182,10 @@ def test_structures_apart_are_other_networks() -> None:
         calls=(*graph.calls, GraphCall("noise", "noise", graph.outputs)),
         outputs=("noise",),
     )
-    assert recognise(noisy) == (None, "layer 'noise' is a GaussianNoise")
+    assert recognise(noisy) == (
+        None,
+        "as a meshnet, layer 'noise', GaussianNoise, is one too many",
+    )
     last = graph.calls[-1]
     shared = dataclasses.replace(
         graph,
@@ -122,9 +195,18 @@ def test_structures_apart_are_other_networks() -> None:
     always = dataclasses.replace(
         graph, calls=tuple(dataclasses.replace(each, training=True) for each in graph.calls)
     )
-    assert "training=True" in recognise(always)[1]
+    assert "has training True" in recognise(always)[1]
     two = dataclasses.replace(graph, outputs=("head", "block1/conv"))
     assert recognise(two) == (None, "it has 1 inputs and 2 outputs")
+
+
+def test_arguments_that_a_family_does_not_take_make_it_another_network() -> None:
+    """Two convolutions of which one has twice the filters are like a U-Net of no levels."""
+    graph = ORIGINALS["unet"].graph({**CASES[1][1], "depth": 0})
+    assert [each.kind for each in graph.layers].count("Conv3D") == 3
+    found, unlike = recognise(graph)
+    assert found is None
+    assert unlike.startswith("as a meshnet")
 
 
 def test_the_order_of_a_file_has_no_say() -> None:

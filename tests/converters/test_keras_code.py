@@ -64,9 +64,9 @@ def test_many_gates_are_read_at_once(keras2: Any) -> None:
             keras2.layer(f"out{n}", "Conv3D", f"mul{n}", filters=1),
         ]
         last = f"out{n}"
-    start = time.monotonic()
+    start = time.process_time()
     assert len(parse_graph(keras2.functional(*layers), PATH).layers) == 6001
-    assert time.monotonic() - start < 5  # a second where nothing else runs
+    assert time.process_time() - start < 5  # a second where nothing else runs
 
 
 def test_functions_of_variational_layers_stay_unread(keras2: Any) -> None:

@@ -98,7 +98,8 @@ def test_keras3_functional(keras_h5: tuple[Path, Any]) -> None:
         for name, value in wanted.items():
             np.testing.assert_array_equal(found.weights[name], value)
             assert not found.weights[name].flags.writeable
-    assert "optimizer_weights/adam/conv_kernel_momentum" in model.left_out
+    # Keras numbers its optimizers: "adam", "adam_1", ...
+    assert any(name.endswith("/conv_kernel_momentum") for name in model.left_out)
     assert all(name.startswith("optimizer_weights/") for name in model.left_out)
 
 

@@ -147,9 +147,9 @@ def test_bad_archive(
     refused: Callable[..., str],
 ) -> None:
     path = write(tmp_path / "m.keras", alter(members), compression=zipfile.ZIP_DEFLATED)
-    start = time.monotonic()
+    start = time.process_time()
     refused(path, *words)
-    assert time.monotonic() - start < 5  # seconds; it is one on an idle machine
+    assert time.process_time() - start < 5  # seconds; it is one on an idle machine
 
 
 def test_duplicate_member(

@@ -231,9 +231,14 @@ GOLDENS = [
     ),
     ("nobrainer/unet.h5", "nobrainer/unet.golden.npz", 11, "unet"),
     ("nobrainer/meshnet.h5", "nobrainer/meshnet.golden.npz", 7, "meshnet"),
-    ("nobrainer/highresnet.h5", "nobrainer/highresnet.golden.npz", 9, "graph"),
+    ("nobrainer/highresnet.h5", "nobrainer/highresnet.golden.npz", 9, "highresnet"),
     ("nobrainer/autoencoder.h5", "nobrainer/autoencoder.golden.npz", 1, "graph"),
-    ("nobrainer/variational_meshnet.h5", "nobrainer/variational_meshnet.golden.npz", 1, "graph"),
+    (
+        "nobrainer/variational_meshnet.h5",
+        "nobrainer/variational_meshnet.golden.npz",
+        1,
+        "bayesian_meshnet",
+    ),
     *(
         (f"keras3/{name}{suffix}", f"keras3/{name}.golden.npz", entries, "graph")
         for name, entries in (("small", 7), ("sequential", 1))

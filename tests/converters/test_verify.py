@@ -13,7 +13,7 @@ from voxtune.converters.verify import Comparison, compare_golden, intermediate
 from voxtune.models.parameters import shapes
 
 RNG = np.random.default_rng(0)
-ARGUMENTS = {"channels": 1, "outputs": 1, "filters": 2, "dilations": [1, 2], "batchnorm": False}
+ARGUMENTS = {"channels": 1, "outputs": 1, "filters": 2, "dilations": [1, 2], "norm": None}
 X = RNG.normal(size=(1, 8, 8, 8, 1)).astype(np.float32)
 
 

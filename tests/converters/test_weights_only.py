@@ -15,13 +15,23 @@ from voxtune.models.errors import InputError
 from voxtune.models.graph import weight_shapes
 
 RNG = np.random.default_rng(0)
-UNET = {"channels": 2, "outputs": 3, "filters": 2, "depth": 2, "batchnorm": True}
+UNET = {"channels": 2, "outputs": 3, "filters": 2, "depth": 2, "norm": "batch"}
+HIGHRESNET = {"channels": 2, "outputs": 3, "filters": 4, "blocks": 2}
+VNET = {"channels": 2, "outputs": 3, "filters": 4, "depth": 2, "norm": "slab"}
+RESENC = {
+    "channels": 2,
+    "outputs": 3,
+    "features": [2, 4, 4],
+    "blocks": [2, 1, 2],
+    "strides": [1, 2, 2],
+    "convs": 2,
+}
 MESHNET = {"filters": 3, "outputs": 4, "dilations": [1, 2, 4], "activation": "gelu"}
 
 
 def weights(family: str, arguments: dict[str, Any], naming: str = "own") -> KerasWeights:
     """A file as Keras writes one: layers in the network's order, or each class apart."""
-    graph = as_graph(family, {"batchnorm": False, **arguments})
+    graph = as_graph(family, {"norm": None, **arguments})
     layers: dict[str, dict[str, np.ndarray]] = {}
     counts: dict[str, int] = {}
     for layer, shapes in weight_shapes(graph).items():
@@ -46,7 +56,10 @@ def weights(family: str, arguments: dict[str, Any], naming: str = "own") -> Kera
         ("unet", UNET, {}),
         ("unet", UNET, {"depth": 2, "filters": 2}),
         ("meshnet", MESHNET, {"dilations": [1, 2, 4], "activation": "gelu"}),
-        ("meshnet", {**MESHNET, "batchnorm": True}, {"dilations": [1, 2, 4], "activation": "elu"}),
+        ("highresnet", HIGHRESNET, {"activation": "relu"}),
+        ("vnet", VNET, {"activation": "relu", "norm": "slab"}),
+        ("resenc_unet", RESENC, {"blocks": [2, 1, 2], "convs": 2}),
+        ("meshnet", {**MESHNET, "norm": "batch"}, {"dilations": [1, 2, 4], "activation": "elu"}),
     ],
 )
 def test_shapes_tell_the_arguments(family: str, arguments: Any, given: Any, naming: str) -> None:
@@ -59,7 +72,7 @@ def test_shapes_tell_the_arguments(family: str, arguments: Any, given: Any, nami
     stored = [value for arrays in file.layers.values() for value in arrays.values()]
     loaded = {value.tobytes() for value in conversion.parameters.values()}
     same = sum(value.tobytes() in loaded for value in stored)
-    ups = sum("up" in path and "kernel" in path for path in conversion.parameters)
+    ups = sum(path.endswith("/up/kernel") for path in conversion.parameters)
     assert same == len(stored) - ups  # kernels of transposed convolutions change their order
 
 
@@ -72,13 +85,11 @@ def test_what_weights_do_not_tell_is_asked_for() -> None:
 
 def test_what_does_not_fit_is_shown_with_what_would() -> None:
     with pytest.raises(ConversionError) as caught:
-        fit(weights("unet", UNET), "unet", {"filters": 4, "batchnorm": True})
+        fit(weights("unet", UNET), "unet", {"filters": 4, "norm": "batch"})
     sentence = str(caught.value)
     assert "'encoder1/unit1/conv' has (3, 3, 3, 2, 2) and (2,)" in sentence
     assert "needs (3, 3, 3, 2, 4) and (4,)" in sentence
-    assert (
-        "would fit: --arguments filters=2 batchnorm=true channels=2 outputs=3 depth=2" in sentence
-    )
+    assert "would fit: --arguments filters=2 norm=batch channels=2 outputs=3 depth=2" in sentence
     assert "\n" not in sentence
 
 
