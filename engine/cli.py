@@ -68,6 +68,10 @@ def run(command: config.Command, console: Console) -> int:
             from voxtune.engine.convert import convert_file
 
             return 0 if convert_file(command, console) else 1
+        case config.Create():
+            from voxtune.engine.create import create
+
+            create(command, console)
         case config.Export():
             from voxtune.engine.export import export
 

@@ -7,6 +7,16 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 Block = tuple[int, int, int]
+FamilyName = Literal[
+    "unet",
+    "meshnet",
+    "highresnet",
+    "vnet",
+    "unetr",
+    "bayesian_meshnet",
+    "synthseg_unet",
+    "resenc_unet",
+]
 
 
 @dataclass(frozen=True)
@@ -16,7 +26,7 @@ class Source:
     keras_file: Annotated[Positional[Path], arg(metavar="KERAS_FILE")]
     """Any Keras file: .h5, .hdf5, .keras, .weights.h5, the folder of a TF.js layers model, a
     SavedModel or a TensorFlow checkpoint."""
-    model: Literal["meshnet", "unet", "synthseg"] | None = field(default=None, kw_only=True)
+    model: FamilyName | None = field(default=None, kw_only=True)
     """Which network a file of weights alone belongs to."""
     arguments: tuple[str, ...] = field(default=(), kw_only=True)
     """Of that network, as NAME=VALUE: dilations=1,2,4,8,4,2,1 activation=elu for example."""
@@ -28,12 +38,32 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of a scan, as far as it differs from what is usual for it."""
+
+    orientation: str | None = field(default=None, kw_only=True)
+    """Directions of the three axes that the network is trained with, RAS or LIA for example."""
+    spacing: tuple[float, float, float] | Literal["own"] | None = field(default=None, kw_only=True)
+    """Voxel size that the network is trained with, mm; 'own' leaves each scan its own."""
+    intensity: Literal["zscore", "minmax", "quantile", "percentile", "none"] | None = field(
+        default=None, kw_only=True
+    )
+    """Intensity scaling that the network is trained with."""
+    block: Block | None = field(default=None, kw_only=True)
+    """Shape of the blocks that the network is given, voxels."""
+    threshold: float | None = field(default=None, kw_only=True)
+    """Probability above which a voxel belongs to the class of a one-class network."""
+    classes: tuple[str, ...] | None = field(default=None, kw_only=True)
+    """Names of the classes, background first."""
+
+
+@dataclass(frozen=True)
 class Inspect(Source):
     """Show what a Keras file holds and what convert would do with it; nothing is written."""
 
 
 @dataclass(frozen=True)
-class Convert(Source):
+class Convert(Source, Preprocessing):
     """Convert a Keras file to a model directory, every tensor accounted for."""
 
     model_dir: Annotated[Positional[Path], arg(metavar="MODEL_DIR")]
@@ -43,18 +73,22 @@ class Convert(Source):
     status 1 above 1e-5."""
     golden: Annotated[Path | None, arg(metavar="FILE.npz")] = None
     """.npz with 'x', 'y' and layers' results to compare with; exit status 1 above 1e-4."""
-    orientation: str | None = None
-    """Directions of the three axes that the network was trained with, RAS or LIA for example."""
-    spacing: tuple[float, float, float] | Literal["own"] | None = None
-    """Voxel size that the network was trained with, mm; 'own' leaves each scan its own."""
-    intensity: Literal["zscore", "minmax", "quantile", "percentile", "none"] | None = None
-    """Intensity scaling that the network was trained with."""
-    block: Block | None = None
-    """Shape of the blocks that the network is given, voxels."""
-    threshold: float | None = None
-    """Probability above which a voxel belongs to the class of a one-class network."""
-    classes: tuple[str, ...] | None = None
-    """Names of the classes, background first."""
+    overwrite: bool = False
+    """Replace a model directory that is there."""
+
+
+@dataclass(frozen=True)
+class Create(Preprocessing):
+    """Make a model directory of a named architecture with fresh weights, to train from nothing."""
+
+    model: Annotated[Positional[FamilyName], arg(metavar="ARCHITECTURE")]
+    """The architecture."""
+    model_dir: Annotated[Positional[Path], arg(metavar="MODEL_DIR")]
+    """Folder to make."""
+    arguments: tuple[str, ...] = ()
+    """Of the architecture, as NAME=VALUE: outputs=3 filters=24 for example."""
+    seed: int = 0
+    """Of the fresh weights."""
     overwrite: bool = False
     """Replace a model directory that is there."""
 
@@ -114,6 +148,12 @@ class Finetune:
     """Steps between two validations, each with a checkpoint."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; bfloat16 is faster on GPUs and TPUs and takes half the memory.
+    Parameters, statistics and the loss are float32 all the same."""
+    remat: bool = False
+    """Compute each level of the network again in the backward pass instead of keeping it: less
+    memory for a third more work."""
     devices: int | None = None
     """How many devices to use; by default all."""
     seed: int = 0
@@ -213,4 +253,6 @@ class Demo:
     """Replace a demonstration that is there."""
 
 
-Command = Inspect | Convert | Export | Finetune | Predict | Evaluate | Picture | Phantom | Demo
+Command = (
+    Inspect | Convert | Create | Export | Finetune | Predict | Evaluate | Picture | Phantom | Demo
+)

@@ -14,7 +14,7 @@ from voxtune.converters.keras_reference import Verification, verify
 from voxtune.converters.to_flax import Conversion, Tensor, convert
 from voxtune.converters.verify import Comparison, compare_golden
 from voxtune.converters.weights_only import candidates, fit, parse_arguments
-from voxtune.engine.config import Convert, Source
+from voxtune.engine.config import Convert, Preprocessing, Source
 from voxtune.engine.conform import check_target
 from voxtune.engine.known_models import BRAINCHOP, NOBRAINER, KnownModel, recognise
 from voxtune.engine.model_dir import (
@@ -133,21 +133,10 @@ def _spec(
     config: Convert,
 ) -> ModelSpec:
     usual = usual_contract(source, known)
-    chosen = {
-        "orientation": config.orientation,
-        "spacing_mm": config.spacing if config.spacing != "own" else None,
-        "intensity": config.intensity,
-        "block": config.block or _own_block(conversion, usual.block),
-        "threshold": config.threshold,
-    }
-    given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-    contract = dataclasses.replace(usual, **given)
-    if config.spacing == "own":
-        contract = dataclasses.replace(contract, spacing_mm=None)
+    usual = dataclasses.replace(usual, block=_own_block(conversion, usual.block))
+    contract = chosen_contract(usual, config)
     if config.block:
         check_block(conversion.family, conversion.arguments, config.block)
-    check_target(contract.orientation, contract.spacing_mm)
-    check_threshold(contract.threshold)
     spec = ModelSpec(
         family=conversion.family,
         arguments=conversion.arguments,
@@ -155,7 +144,29 @@ def _spec(
         classes=(),
         contract=contract,
     )
-    return dataclasses.replace(spec, classes=_classes(spec, source.path, known, config.classes))
+    return dataclasses.replace(spec, classes=classes_of(spec, source.path, known, config.classes))
+
+
+def chosen_contract(usual: Contract, options: Preprocessing) -> Contract:
+    """The usual contract, with what the options say instead.
+
+    Raises:
+        InputError: an option is not possible.
+    """
+    chosen = {
+        "orientation": options.orientation,
+        "spacing_mm": options.spacing if options.spacing != "own" else None,
+        "intensity": options.intensity,
+        "block": options.block,
+        "threshold": options.threshold,
+    }
+    given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+    contract = dataclasses.replace(usual, **given)
+    if options.spacing == "own":
+        contract = dataclasses.replace(contract, spacing_mm=None)
+    check_target(contract.orientation, contract.spacing_mm)
+    check_threshold(contract.threshold)
+    return contract
 
 
 def _own_block(conversion: Conversion, usual: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -170,7 +181,7 @@ def _own_block(conversion: Conversion, usual: tuple[int, int, int]) -> tuple[int
     return usual
 
 
-def _classes(
+def classes_of(
     spec: ModelSpec, path: Path, known: KnownModel | None, names: tuple[str, ...] | None
 ) -> tuple[LabelClass, ...]:
     """What the outputs mean; nothing where they are no classes that exclude each other."""

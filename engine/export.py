@@ -23,7 +23,7 @@ from voxtune.engine.config import Export
 from voxtune.engine.model_dir import ModelSpec, read_model
 from voxtune.engine.volume import written_beside
 from voxtune.models.errors import InputError
-from voxtune.models.graph import Graph, GraphNet
+from voxtune.models.graph import Graph, GraphNet, fits
 
 SUFFIXES = (".keras", ".h5")
 _ANY_SIZE = 64  # a shape that stands for all where a network takes any
@@ -101,11 +101,14 @@ def _saved(keras: Any, model: Any, made: Path, path: Path) -> Any:
 
 def _model(graph: Graph, weights: Mapping[str, Mapping[str, np.ndarray]], name: str) -> Any:
     """The Keras model, for inputs of any size where the network takes them."""
+    own = {key: tuple(n or _ANY_SIZE for n in shape) for key, shape in graph.inputs.items()}
+    twice = {key: (*(2 * n for n in shape[:-1]), shape[-1]) for key, shape in own.items()}
+    if not fits(graph, twice):  # Keras would not notice: a Reshape to a fixed shape, say
+        return to_keras(graph, weights, own, name)[0]
     any_size = {key: (*[None] * (len(shape) - 1), shape[-1]) for key, shape in graph.inputs.items()}
     try:
         return to_keras(graph, weights, any_size, name)[0]
     except (TypeError, ValueError):  # a layer that needs to know the size, Dense after Flatten
-        own = {key: tuple(n or _ANY_SIZE for n in shape) for key, shape in graph.inputs.items()}
         return to_keras(graph, weights, own, name)[0]
 
 

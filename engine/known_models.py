@@ -66,7 +66,7 @@ def _classes(*names: str) -> tuple[LabelClass, ...]:
 
 def _unet(optimizer: bool) -> Callable[[Conversion], bool]:
     """Nobrainer's U-Net of one class, with or without optimizer state in its file."""
-    wanted = {"channels": 1, "outputs": 1, "filters": 16, "depth": 3, "batchnorm": False}
+    wanted = {"channels": 1, "outputs": 1, "filters": 16, "depth": 3, "norm": None}
 
     def fits(conversion: Conversion) -> bool:
         left = any("optimizer" in each.keras or not each.path for each in conversion.tensors)
@@ -82,8 +82,8 @@ def _meshnet(filters: int, outputs: int, activation: str) -> Callable[[Conversio
     def fits(conversion: Conversion) -> bool:
         found = conversion.arguments
         return conversion.family == "meshnet" and (
-            (found["filters"], found["outputs"], found["activation"], found["batchnorm"])
-            == (filters, outputs, activation, False)
+            (found["filters"], found["outputs"], found["activation"], found["norm"])
+            == (filters, outputs, activation, None)
         )
 
     return fits
@@ -91,15 +91,10 @@ def _meshnet(filters: int, outputs: int, activation: str) -> Callable[[Conversio
 
 def _synthseg(*outputs: int) -> Callable[[Conversion], bool]:
     """SynthSeg's U-Net: five levels of two convolutions, widths 24 to 384, a norm a level."""
-    down = [24, 24, 48, 48, 96, 96, 192, 192, 384, 384]
-    up = [192, 192, 96, 96, 48, 48, 24, 24]
 
     def fits(conversion: Conversion) -> bool:
-        graph = conversion.canonical.graph
-        layers = [graph.by_name[call.layer] for call in graph.calls]
-        widths = [each.config["filters"] for each in layers if each.kind == "Conv3D"]
-        norms = sum(each.kind == "BatchNormalization" for each in layers)
-        return widths[:-1] == down + up and norms == 9 and widths[-1] in outputs
+        wanted = [{"channels": 1, "outputs": each, "filters": 24, "depth": 4} for each in outputs]
+        return conversion.family == "synthseg_unet" and dict(conversion.arguments) in wanted
 
     return fits
 

@@ -52,8 +52,9 @@ def memory_errors() -> Iterator[None]:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise InputError(
-                "There is not enough memory for blocks of this size; lower --block or --batch, or "
-                "convert the network with a smaller --block."
+                "There is not enough memory for blocks of this size; lower --block or --batch, "
+                "fine-tune with --remat or --compute-dtype bfloat16, or convert the network with a "
+                "smaller --block."
             ) from error
         raise
 

@@ -26,7 +26,7 @@ class Start:
         spec: the network to train.
         parameters: path → array.
         origin: path → "loaded" or "initialised ...", for every parameter.
-        head: path of the network's last layer.
+        head: path of the network's last layer, or of the few that depend on its classes.
     """
 
     spec: ModelSpec
@@ -72,7 +72,7 @@ def make_start(
     start: dict[str, np.ndarray | jax.Array] = {}
     origin: dict[str, str] = {}
     for path, value in fresh.items():
-        in_head = path.rpartition("/")[0] == network.head_path
+        in_head = path.startswith(f"{network.head_path}/")
         if config.init == "pretrained" and (keep_head or not in_head):
             start[path], origin[path] = parameters[path], "loaded"
         else:

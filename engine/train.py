@@ -72,7 +72,8 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
     )
     _announce(start, train, validation, mesh.size, config, console)
 
-    apply, params, statistics = split(start.spec.network(start.parameters))
+    network = start.spec.network(start.parameters)
+    apply, params, statistics = split(network, config.compute_dtype, config.remat)
     optimizer = make_optimizer(config, params, start.head)
     state = TrainState(
         step=jax.numpy.zeros((), jax.numpy.int32),
@@ -83,8 +84,9 @@ def finetune(config: Finetune, console: Console) -> dict[str, float]:
     )
     state = jax.device_put(state, on_all(mesh))
     data = batches(train_cases, contract.block, batch, config.foreground, config.seed)
+    voxels = sum(int((case.label != IGNORE).sum()) for case in train_cases)
     train_step = jax.jit(
-        make_train_step(apply, optimizer, _flip_axes(config, contract)),
+        make_train_step(apply, optimizer, _flip_axes(config, contract), voxels),
         donate_argnums=0,
         out_shardings=on_all(mesh),
     )

@@ -100,8 +100,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model directories `meshnet` and `unet`, not to be altered."""
     folder = tmp_path_factory.mktemp("models")
     for family, arguments in (
-        ("meshnet", {"filters": 1, "dilations": [1], "activation": "relu", "batchnorm": False}),
-        ("unet", {"filters": 1, "depth": 1, "batchnorm": False}),
+        ("meshnet", {"filters": 1, "dilations": [1], "activation": "relu", "norm": None}),
+        ("unet", {"filters": 1, "depth": 1, "norm": None}),
     ):
         arguments = {"channels": 1, "outputs": 2, **arguments}
         classes = (LabelClass(0, "background"), LabelClass(1, "lesion"))

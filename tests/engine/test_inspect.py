@@ -45,7 +45,7 @@ def test_a_whole_network(look: Callable[..., str], tmp_path: Path) -> None:
         "input: image 16x16x16x2",
         "parameters: 181 in 4 tensors",  # 27 * 2 * 3 + 3, and 3 * 4 + 4
         "receptive field: 3 voxels; sizes must be multiples of 2",
-        "convert: a graph under its Keras layer names; layer 'up' is a UpSampling3D",
+        "convert: a graph under its Keras layer names; as a ",
         "output activation: softmax",
         "contract: RAS",
     ):

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import keras
 import nibabel as nib
@@ -18,7 +17,7 @@ from keras import layers
 from voxtune.engine.cli import main
 from voxtune.engine.known_models import KNOWN
 from voxtune.engine.model_dir import read_model
-from voxtune.models import layers as lowerings
+from voxtune.models.lowering import plain_lowerings
 
 RNG = np.random.default_rng(0)
 
@@ -26,7 +25,7 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(autouse=True)
 def quick() -> Any:
     """XLA's own convolution compiles in a fifth of the time; the result is the same to rounding."""
-    with mock.patch.object(lowerings, "_by_depth_slices", return_value=False):
+    with plain_lowerings():
         yield
 
 

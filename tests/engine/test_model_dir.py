@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model, write_model
+from voxtune.engine.model_dir import (
+    Contract,
+    LabelClass,
+    ModelSpec,
+    check_block,
+    read_model,
+    write_model,
+)
 from voxtune.models.errors import InputError
 from voxtune.models.parameters import by_path, shapes
 
@@ -21,7 +28,7 @@ ARGUMENTS = {
     "filters": 2,
     "dilations": [1],
     "activation": "elu",
-    "batchnorm": True,
+    "norm": "batch",
     "dropout": 0.25,
 }
 SPEC = ModelSpec(
@@ -200,7 +207,7 @@ def test_an_argument_that_the_family_has_a_default_for_may_be_left_out(model_dir
 def test_parameters_of_another_network_are_refused(model_dir: Path):
     path = model_dir / "model.json"
     document = json.loads(path.read_text())
-    document["arguments"]["batchnorm"] = False
+    document["arguments"]["norm"] = None
     path.write_text(json.dumps(document))
     assert "block1/norm/bias" in refused(model_dir)
 
@@ -208,3 +215,10 @@ def test_parameters_of_another_network_are_refused(model_dir: Path):
 def test_lost_parameters_are_a_sentence(model_dir: Path):
     shutil.rmtree(model_dir / "params")
     assert "params" in refused(model_dir)
+
+
+def test_a_unetr_takes_blocks_of_the_shape_of_its_positions_alone():
+    arguments = {"outputs": 1, "size": [32, 16, 16], "width": 4, "blocks": 4, "heads": 1}
+    check_block("unetr", arguments, (32, 16, 16))
+    with pytest.raises(InputError, match=r"--block 16 16 32 does not suit .* blocks of 32 16 16"):
+        check_block("unetr", arguments, (16, 16, 32))

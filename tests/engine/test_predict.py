@@ -26,7 +26,7 @@ ARGUMENTS = {
     "filters": 1,
     "dilations": [1],
     "activation": "relu",
-    "batchnorm": False,
+    "norm": None,
 }
 SPEC = ModelSpec(
     family="meshnet",

@@ -1,5 +1,6 @@
 """What training starts from: which tensors are the pretrained ones, which are new."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from voxtune.models.parameters import shapes
 
 SPEC = ModelSpec(
     family="meshnet",
-    arguments={"channels": 1, "outputs": 2, "filters": 2, "dilations": [1], "batchnorm": False},
+    arguments={"channels": 1, "outputs": 2, "filters": 2, "dilations": [1], "norm": None},
     output_activation="softmax",
     classes=(LabelClass(0, "background"), LabelClass(1, "head")),
     contract=Contract("LIA", (1.0, 1.0, 1.0), "zscore", (16, 16, 16), 0.5),
@@ -41,6 +42,18 @@ def test_the_trunk_is_the_pretrained_one_to_the_last_bit() -> None:
     assert {path for path, origin in found.origin.items() if origin == "loaded"} == TRUNK
     assert found.spec.classes == CLASSES
     assert found.spec.arguments["outputs"] == 3
+
+
+def test_all_that_depends_on_the_classes_is_new() -> None:
+    """VNet's last two convolutions have as many filters as there are classes."""
+    arguments = {"channels": 1, "outputs": 2, "filters": 4, "depth": 1}
+    spec = dataclasses.replace(SPEC, family="vnet", arguments=arguments)
+    pretrained = {path: np.ones(shape) for path, shape in shapes("vnet", arguments).items()}
+    config = Finetune(Path(), Path(), Path())
+    found = make_start(spec, pretrained, CLASSES, SPEC.contract, config)
+    new = {path for path, origin in found.origin.items() if origin != "loaded"}
+    assert new == {f"head/{path}" for path in ("conv/kernel", "conv/bias", "kernel", "bias")}
+    assert found.parameters["head/conv/kernel"].shape == (3, 3, 3, 4, 3)
 
 
 def test_a_kept_head_is_the_pretrained_one() -> None:

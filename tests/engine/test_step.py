@@ -14,6 +14,7 @@ from voxtune.engine.config import Finetune
 from voxtune.engine.mesh import data_mesh, on_all, over_data
 from voxtune.engine.optimizer import make_optimizer
 from voxtune.engine.step import Apply, TrainState, make_predict_step, make_train_step, split
+from voxtune.models.families import build
 from voxtune.models.parameters import assemble, shapes
 
 # Programs here run a few times: compiling without LLVM's optimisations takes a fifth of the time.
@@ -33,7 +34,7 @@ def network(**options: Any) -> tuple[Apply, Any, Any]:
         "outputs": 2,
         "filters": 2,
         "dilations": (1,),
-        "batchnorm": False,
+        "norm": None,
     } | options
     rng = np.random.default_rng(1)
     values = {
@@ -109,7 +110,7 @@ def test_the_loss_falls_on_a_batch_that_stays(one_device):
 @pytest.fixture(scope="module")
 def noisy() -> Any:
     """A network with dropout and batch normalisation: a jitted step and its first state."""
-    apply, params, statistics = network(dropout=0.5, batchnorm=True)
+    apply, params, statistics = network(dropout=0.5, norm="batch")
     optimizer = make_optimizer(CONFIG, params, "head")
     step = jax.jit(make_train_step(apply, optimizer, ()), compiler_options=QUICK)
     return step, first_state(params, statistics, optimizer), apply
@@ -182,3 +183,37 @@ def test_prediction_gives_probabilities():
     np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-6)
     logits, _ = apply(params, statistics, image)
     np.testing.assert_allclose(found[..., 1], jax.nn.sigmoid(logits[..., 0]), rtol=1e-5)
+
+
+def test_the_divergence_of_random_weights_joins_the_loss():
+    arguments = {"outputs": 2, "filters": 2, "dilations": (1,)}
+    random = build("bayesian_meshnet", arguments)
+    wanted = float(random.kl())
+    apply, params, statistics = split(random)
+    optimizer = make_optimizer(CONFIG, params, "head")
+    step = jax.jit(make_train_step(apply, optimizer, (), voxels=50), compiler_options=QUICK)
+    _, metrics = step(first_state(params, statistics, optimizer), CONSTANT)
+    np.testing.assert_allclose(metrics["kl"], wanted / 50, rtol=1e-5)
+    parts = metrics["dice_loss"] + metrics["cross_entropy"] + metrics["kl"]
+    np.testing.assert_allclose(metrics["loss"], parts, rtol=1e-6)
+
+
+def test_other_networks_have_no_divergence(noisy):
+    step, state, _ = noisy
+    assert "kl" not in step(state, CONSTANT)[1]
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_bfloat16_leaves_parameters_and_loss_in_float32(remat: bool):
+    arguments = {"outputs": 2, "filters": 2, "dilations": (1,)}
+    apply, params, statistics = split(build("meshnet", arguments), "bfloat16", remat)
+    optimizer = make_optimizer(CONFIG, params, "head")
+    step = make_train_step(apply, optimizer, ())
+    state = first_state(params, statistics, optimizer)
+    after, metrics = jax.eval_shape(step, state, CONSTANT)
+    dtypes = [each.dtype for each in jax.tree.leaves(state)]
+    assert [each.dtype for each in jax.tree.leaves(after)] == dtypes
+    assert {str(each.dtype) for each in metrics.values()} == {"float32"}
+    traced = str(jax.make_jaxpr(step)(state, CONSTANT))
+    assert "bf16[" in traced
+    assert ("remat2[" in traced) == remat

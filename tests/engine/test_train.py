@@ -33,7 +33,7 @@ ARGUMENTS = {
     "filters": 2,
     "dilations": [1],
     "activation": "relu",
-    "batchnorm": False,
+    "norm": None,
 }
 SPEC = ModelSpec(
     family="meshnet",

@@ -1,0 +1,49 @@
+"""A model directory of a named architecture with fresh weights."""
+
+import dataclasses
+
+from rich.console import Console
+
+from voxtune.converters.families import complete
+from voxtune.converters.weights_only import parse_arguments
+from voxtune.engine.config import Create
+from voxtune.engine.convert import chosen_contract, classes_of, contract_line
+from voxtune.engine.known_models import NOBRAINER
+from voxtune.engine.model_dir import ModelSpec, check_block, write_model
+from voxtune.engine.output import check_free
+from voxtune.models.families import abstract, build
+from voxtune.models.parameters import by_path, count
+
+
+def create(config: Create, console: Console) -> None:
+    """Makes a network with fresh weights and writes its model directory.
+
+    Raises:
+        InputError: an option is not possible, or the model directory exists.
+    """
+    check_free(config.model_dir, config.overwrite)
+    given = {"channels": 1, "outputs": 1, **parse_arguments(config.arguments)}
+    abstract(config.model, given)  # so that what follows knows the arguments to be the family's
+    arguments = complete(config.model, given)
+    # What has an argument `size` takes blocks of that shape alone.
+    usual = dataclasses.replace(NOBRAINER, block=tuple(arguments.get("size", NOBRAINER.block)))
+    contract = chosen_contract(usual, config)
+    check_block(config.model, arguments, contract.block)
+    activation = "sigmoid" if arguments["outputs"] == 1 else "softmax"
+    spec = ModelSpec(config.model, arguments, activation, (), contract)
+    classes = classes_of(spec, config.model_dir, None, config.classes)
+    spec = dataclasses.replace(spec, classes=classes)
+    network = build(config.model, arguments, config.seed)
+    write_model(
+        config.model_dir,
+        spec,
+        by_path(network),
+        history={"creation": {"seed": config.seed}},
+        overwrite=config.overwrite,
+    )
+    for line in (
+        f"{config.model}: {count(network):,} values, fresh from seed {config.seed}",
+        contract_line(contract, arguments["outputs"] == 1),
+        f"wrote {config.model_dir}",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
