@@ -2,21 +2,33 @@
 # Both set up .venv first; a second call sets nothing up again.
 
 PYTHON ?= python3
+PEERS ?= peers/bin/python
 BIN := .venv/bin
 READY := .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test fuzz lint types bench clean
+.PHONY: demo test fuzz soak lint types bench bench-peers clean
 
 demo: $(READY)
 	$(BIN)/voxtune demo demo --overwrite
 
 test: $(READY) lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # Broken files without end: more of tests/converters/test_fuzz.py, from a fresh seed, which it prints.
 fuzz: $(READY)
 	JAX_PLATFORMS=cpu $(BIN)/python tests/converters/fuzz.py --count 100000
+
+# What remat saves on a TPU, and that no step gathers there: compiled for one, without one. libtpu
+# is kept out of .venv, where JAX would look for a TPU.
+soak: .venv-soak/.ready
+	.venv-soak/bin/python tests/soak/tpu.py
+
+.venv-soak/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-soak
+	.venv-soak/bin/python -m pip install --quiet --editable .
+	.venv-soak/bin/python -m pip install --quiet --editable ".[tpu]" || true
+	touch .venv-soak/.ready
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -38,5 +50,10 @@ $(READY): pyproject.toml
 bench: $(READY)
 	$(BIN)/python -m voxtune.benchmarks.step
 
+# Beside PyTorch and Keras, six to twelve minutes: `make bench-peers PEERS=peers/bin/python`, an
+# environment of their own; benchmarks/peers.py says how to make it.
+bench-peers: $(READY)
+	$(BIN)/python -m voxtune.benchmarks.peers --python $(PEERS)
+
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-soak build *.egg-info .mypy_cache .pytest_cache .ruff_cache
