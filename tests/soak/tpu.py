@@ -1,7 +1,7 @@
 """What remat saves on a TPU, and that no step gathers there: compiled for one, without one.
 
 `make soak` runs it, in an environment of its own with libtpu, which compiles for TPUs that are not
-there. About four minutes on two cores that do nothing else. XLA on CPUs undoes remat, so tests cannot measure it.
+there: about four minutes on two idle cores. XLA on CPUs undoes remat, so tests cannot measure it.
 
 With 8 blocks a chip, as here, activations take most of the memory. With fewer XLA splits each
 block into several along its width and pads channels to 128, and those working copies, which remat
