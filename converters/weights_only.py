@@ -192,8 +192,15 @@ def _best(held: Sequence[HeldLayer], graph: Graph) -> list[tuple[GraphLayer, Hel
     shapes = weight_shapes(graph)
     wanted = [layer for layer in graph.layers if shapes[layer.name]]
     norms = [each for each in held if not each.kernel]
-    ups = [each for each in held if each.kernel and each.transposed]
-    convs = [each for each in held if each.kernel and not each.transposed]
+    transposed = {each.name for each in held if each.kernel and each.transposed}
+    if not transposed:  # names of a person's own: a kernel tells whose shape no convolution has
+        kernels: dict[bool, set[tuple[int, ...]]] = {True: set(), False: set()}
+        for layer in wanted:
+            kernels[layer.kind == "Conv3DTranspose"] |= set(shapes[layer.name].values())
+        alone = kernels[True] - kernels[False]
+        transposed = {each.name for each in held if each.kernel in alone}
+    ups = [each for each in held if each.kernel and each.name in transposed]
+    convs = [each for each in held if each.kernel and each.name not in transposed]
     queues = {"norm": iter(norms), "up": iter(ups), "conv": iter(convs)}
 
     def queue(layer: GraphLayer) -> Iterator[HeldLayer]:
@@ -239,7 +246,7 @@ def _advice(
 ) -> str:
     graph = _graph(weights, family, fitting)
     if any(_differences(_best(held, graph), graph)):
-        return f"No arguments of a {family} would fit."
+        return f"No arguments of a {family} that its weights suggest would fit."
     return f"These arguments would fit: --arguments {_spelled(fitting)}."
 
 

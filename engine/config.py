@@ -81,7 +81,7 @@ class Convert(Source, Preprocessing):
 class Create(Preprocessing):
     """Make a model directory of a named architecture with fresh weights, to train from nothing."""
 
-    model: Annotated[Positional[FamilyName], arg(metavar="ARCHITECTURE")]
+    model: Positional[FamilyName]
     """The architecture."""
     model_dir: Annotated[Positional[Path], arg(metavar="MODEL_DIR")]
     """Folder to make."""

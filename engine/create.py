@@ -9,8 +9,9 @@ from voxtune.converters.weights_only import parse_arguments
 from voxtune.engine.config import Create
 from voxtune.engine.convert import chosen_contract, classes_of, contract_line
 from voxtune.engine.known_models import NOBRAINER
-from voxtune.engine.model_dir import ModelSpec, check_block, write_model
+from voxtune.engine.model_dir import DOCUMENT, ModelSpec, check_block, write_model
 from voxtune.engine.output import check_free
+from voxtune.models.errors import InputError
 from voxtune.models.families import abstract, build
 from voxtune.models.parameters import by_path, count
 
@@ -21,6 +22,8 @@ def create(config: Create, console: Console) -> None:
     Raises:
         InputError: an option is not possible, or the model directory exists.
     """
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"--seed {config.seed} makes no sense; give 0 to {2**32 - 1}.")
     check_free(config.model_dir, config.overwrite)
     given = {"channels": 1, "outputs": 1, **parse_arguments(config.arguments)}
     abstract(config.model, given)  # so that what follows knows the arguments to be the family's
@@ -31,7 +34,8 @@ def create(config: Create, console: Console) -> None:
     check_block(config.model, arguments, contract.block)
     activation = "sigmoid" if arguments["outputs"] == 1 else "softmax"
     spec = ModelSpec(config.model, arguments, activation, (), contract)
-    classes = classes_of(spec, config.model_dir, None, config.classes)
+    # Class names that lie beside another model.json are not those of this network.
+    classes = classes_of(spec, config.model_dir / DOCUMENT, None, config.classes)
     spec = dataclasses.replace(spec, classes=classes)
     network = build(config.model, arguments, config.seed)
     write_model(

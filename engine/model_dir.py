@@ -136,7 +136,7 @@ def read_model(folder: Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     if not path.is_file():
         raise InputError(
             f"{folder} is not a model directory: it has no {DOCUMENT}; make one with "
-            "'voxtune convert', or give the folder 'model' of a run."
+            "'voxtune convert' or 'voxtune create', or give the folder 'model' of a run."
         )
     try:
         document = json.loads(path.read_text())

@@ -83,6 +83,21 @@ def test_what_weights_do_not_tell_is_asked_for() -> None:
     assert "filters=3" in str(caught.value)
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_layers_of_ones_own_names_with_each_class_apart(norm: str) -> None:
+    listed = weights("unet", {**UNET, "norm": norm})
+    ups = {name: each for name, each in listed.layers.items() if name.endswith("/up")}
+    rest = {name: each for name, each in listed.layers.items() if name not in ups}
+    conversion = fit(dataclasses.replace(listed, layers={**rest, **ups}), "unet", {"norm": norm})
+    for name, arrays in listed.layers.items():
+        kernel = conversion.parameters.get(f"{name}/kernel")
+        if name in ups:
+            np.testing.assert_array_equal(kernel, arrays["kernel"].swapaxes(-1, -2))
+        elif kernel is not None:
+            np.testing.assert_array_equal(kernel, arrays["kernel"])
+    assert len(ups) == 2
+
+
 def test_what_does_not_fit_is_shown_with_what_would() -> None:
     with pytest.raises(ConversionError) as caught:
         fit(weights("unet", UNET), "unet", {"filters": 4, "norm": "batch"})
@@ -96,6 +111,8 @@ def test_what_does_not_fit_is_shown_with_what_would() -> None:
 def test_another_network_fits_no_arguments() -> None:
     with pytest.raises(ConversionError, match="No arguments of a unet would fit"):
         fit(weights("meshnet", MESHNET), "unet", {})
+    with pytest.raises(ConversionError, match="No arguments of a unet that its weights suggest"):
+        fit(weights("unet", {**UNET, "norm": "group"}), "unet", {})
     with pytest.raises(ConversionError, match=r"net\.weights\.h5"):
         fit(weights("unet", UNET), "meshnet", {"dilations": [1, 2], "activation": "relu"})
     empty = KerasWeights(Path("net.weights.h5"), "weights", "", "", {"a": {}}, "", ())

@@ -63,6 +63,8 @@ def test_one_class_by_default(tmp_path: Path) -> None:
         ((*SMALL, "--classes", "a", "b"), "--classes names 2 classes"),
         ((*SMALL, "--orientation", "RAX"), "RAX"),
         ((*SMALL, "--threshold", "2"), "threshold"),
+        ((*SMALL, "--seed", "-1"), "--seed -1 makes no sense"),
+        ((*SMALL, "--seed", str(10**20)), "makes no sense"),
     ],
 )
 def test_what_is_not_possible_is_a_sentence(
