@@ -92,8 +92,10 @@ def measure(network: str, python: str, repeats: int) -> list[Peer]:
                 # -P: the script's folder holds modules whose names others might look for.
                 command = [sys.executable if name == OWN else python, "-P"]
                 command += [str(Path(__file__).with_name("peer.py")), name, network, str(file)]
-                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-                peer = Peer(name, subprocess.Popen(command, text=True, **pipes))  # type: ignore
+                process = subprocess.Popen(
+                    command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                )
+                peer = Peer(name, process)
                 peers.append(peer)
                 peer.hello = peer.listen()
                 if "missing" not in peer.hello:

@@ -5,7 +5,6 @@ into one form and compared operation by operation; so a net that merely resemble
 taken for it.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from voxtune.converters.originals.unetr import UNETR
 from voxtune.converters.originals.vnet import VNET
 from voxtune.models.activations import ACROSS_CHANNELS
 from voxtune.models.arguments import check_arguments
-from voxtune.models.families import FAMILIES
+from voxtune.models.families import FAMILIES, complete
 from voxtune.models.graph import Graph, GraphCall, with_outputs
 from voxtune.models.kinds import KINDS
 
@@ -246,13 +245,6 @@ def _recognised(
 
 
 # --- a family as a graph -----------------------------------------------------------------------
-
-
-def complete(family: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A family's arguments, with defaults for those that are not given."""
-    usual = inspect.signature(vars(FAMILIES[family])["__init__"]).parameters.items()
-    defaults = {name: each.default for name, each in usual if each.default is not each.empty}
-    return {**defaults, **arguments}
 
 
 def as_graph(family: str, arguments: Mapping[str, Any]) -> Graph:

@@ -9,7 +9,8 @@ import numpy as np
 
 from voxtune.converters.families import as_graph
 from voxtune.converters.to_flax import KERAS_NORM_NAMES
-from voxtune.models.graph import Graph, GraphCall, GraphLayer, attribute, weight_shapes
+from voxtune.models.graph import Graph, GraphCall, GraphLayer, weight_shapes
+from voxtune.models.graph_net import attribute
 
 
 def to_graph(

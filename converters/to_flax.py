@@ -13,7 +13,8 @@ from voxtune.converters.errors import ConversionError, quoted
 from voxtune.converters.families import Recognised, recognise
 from voxtune.converters.keras_model import KerasModel
 from voxtune.models.families import Network
-from voxtune.models.graph import Graph, GraphLayer, attribute, results
+from voxtune.models.graph import Graph, GraphLayer, results
+from voxtune.models.graph_net import attribute
 from voxtune.models.parameters import assemble, shapes
 
 # Keras weight name → parameter name in a family, for those that differ.

@@ -16,7 +16,7 @@ from jax import Array
 
 from voxtune.converters.errors import ConversionError, quoted
 from voxtune.converters.to_flax import EMITTED, Conversion
-from voxtune.models.graph import GraphNet
+from voxtune.models.graph_net import GraphNet
 
 GOLDEN_TOLERANCE = 1e-4  # of the largest value; float32 rounding stays a hundred times below
 # A comparison runs once: compiling is nearly all of its time.

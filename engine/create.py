@@ -4,7 +4,6 @@ import dataclasses
 
 from rich.console import Console
 
-from voxtune.converters.families import complete
 from voxtune.converters.weights_only import parse_arguments
 from voxtune.engine.config import Create
 from voxtune.engine.convert import chosen_contract, classes_of, contract_line
@@ -12,7 +11,7 @@ from voxtune.engine.known_models import NOBRAINER
 from voxtune.engine.model_dir import DOCUMENT, ModelSpec, check_block, write_model
 from voxtune.engine.output import check_free
 from voxtune.models.errors import InputError
-from voxtune.models.families import abstract, build
+from voxtune.models.families import abstract, build, complete
 from voxtune.models.parameters import by_path, count
 
 
@@ -26,11 +25,9 @@ def create(config: Create, console: Console) -> None:
         raise InputError(f"--seed {config.seed} makes no sense; give 0 to {2**32 - 1}.")
     check_free(config.model_dir, config.overwrite)
     given = {"channels": 1, "outputs": 1, **parse_arguments(config.arguments)}
-    abstract(config.model, given)  # so that what follows knows the arguments to be the family's
+    block = abstract(config.model, given).fixed_block or NOBRAINER.block
     arguments = complete(config.model, given)
-    # What has an argument `size` takes blocks of that shape alone.
-    usual = dataclasses.replace(NOBRAINER, block=tuple(arguments.get("size", NOBRAINER.block)))
-    contract = chosen_contract(usual, config)
+    contract = chosen_contract(dataclasses.replace(NOBRAINER, block=block), config)
     check_block(config.model, arguments, contract.block)
     activation = "sigmoid" if arguments["outputs"] == 1 else "softmax"
     spec = ModelSpec(config.model, arguments, activation, (), contract)

@@ -23,7 +23,8 @@ from voxtune.engine.config import Export
 from voxtune.engine.model_dir import ModelSpec, read_model
 from voxtune.engine.volume import written_beside
 from voxtune.models.errors import InputError
-from voxtune.models.graph import Graph, GraphNet, fits
+from voxtune.models.graph import Graph, fits
+from voxtune.models.graph_net import GraphNet
 
 SUFFIXES = (".keras", ".h5")
 _ANY_SIZE = 64  # a shape that stands for all where a network takes any

@@ -12,7 +12,8 @@ from voxtune.converters.weights_only import candidates
 from voxtune.engine.config import Inspect
 from voxtune.engine.convert import contract_line, converted, known_line, read, usual_contract
 from voxtune.engine.known_models import recognise
-from voxtune.models.graph import GraphNet, results, weight_shapes
+from voxtune.models.graph import results, weight_shapes
+from voxtune.models.graph_net import GraphNet
 
 
 def inspect(config: Inspect, console: Console) -> None:

@@ -17,9 +17,9 @@ from voxtune.engine.output import new_folder
 from voxtune.models.activations import ACTIVATIONS
 from voxtune.models.errors import InputError
 from voxtune.models.families import Network, abstract
-from voxtune.models.graph import Graph, GraphNet, fits, results
+from voxtune.models.graph import Graph, fits, results
+from voxtune.models.graph_net import GraphNet
 from voxtune.models.parameters import assemble, shapes
-from voxtune.models.unetr import UNETR
 
 DOCUMENT = "model.json"
 _FORMAT, _VERSION = "voxtune model", 1
@@ -162,10 +162,10 @@ def check_block(family: str, arguments: Mapping[str, Any], block: tuple[int, int
             f"--block {' '.join(map(str, block))} does not suit this {family}: each size must be "
             f"a multiple of {multiple}, at least that."
         )
-    if isinstance(network, UNETR) and block != network.size:
+    if network.fixed_block not in (None, block):
         raise InputError(
             f"--block {' '.join(map(str, block))} does not suit this {family}, whose positions are "
-            f"those of blocks of {' '.join(map(str, network.size))}; give that."
+            f"those of blocks of {' '.join(map(str, network.fixed_block or ()))}; give that."
         )
     if isinstance(network, GraphNet) and not _labels_voxels(network.graph, block):
         raise InputError(

@@ -1,5 +1,6 @@
 """The architectures that voxtune knows by name."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ from jax import Array
 from voxtune.models.arguments import check_arguments
 from voxtune.models.bayesian_meshnet import BayesianMeshNet
 from voxtune.models.errors import InputError
-from voxtune.models.graph import GraphNet
+from voxtune.models.graph_net import GraphNet
 from voxtune.models.highresnet import HighResNet
 from voxtune.models.meshnet import MeshNet
 from voxtune.models.resenc_unet import ResEncUNet
@@ -33,6 +34,8 @@ class Network(Protocol):
     def receptive_field(self) -> int | None: ...
     @property
     def min_local_depth(self) -> int: ...
+    @property
+    def fixed_block(self) -> tuple[int, int, int] | None: ...
     @property
     def head_path(self) -> str: ...
     def levels(self) -> tuple[str, ...]: ...
@@ -58,6 +61,13 @@ FAMILIES: Mapping[str, type] = {
     "unetr": UNETR,
     "vnet": VNet,
 }
+
+
+def complete(family: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A family's arguments, with defaults for those that are not given."""
+    usual = inspect.signature(vars(FAMILIES[family])["__init__"]).parameters.items()
+    defaults = {name: each.default for name, each in usual if each.default is not each.empty}
+    return {**defaults, **arguments}
 
 
 def abstract(family: str, arguments: Mapping[str, Any]) -> Network:

@@ -7,19 +7,20 @@ from flax import nnx
 from jax import Array
 
 from voxtune.models.activations import ACTIVATIONS, check_activation
-from voxtune.models.layers import Conv, Head
+from voxtune.models.family import Chain
+from voxtune.models.layers import Conv, Head, Kernel
 from voxtune.models.norms import BatchNorm
-from voxtune.models.run import Run, Tap, ignore
+from voxtune.models.run import Run
 
 STAGES = 3  # each with twice the filters and twice the dilation of the one before
 
 
-class Stem(Conv):
+class Stem(Kernel):
     """The convolution that the image enters by."""
 
-    def __call__(self, x: Array, run: Run, path: str) -> Array:  # type: ignore[override]
+    def __call__(self, x: Array, run: Run, path: str) -> Array:
         """`[B, D, H, W, C]` → `[B, D, H, W, O]`; taps itself."""
-        x = super().__call__(x)
+        x = self.convolved(x)
         run.tap(path, x)
         return x
 
@@ -71,7 +72,7 @@ class ResidualBlock(nnx.Module):
         return y
 
 
-class HighResNet(nnx.Module):
+class HighResNet(Chain):
     """Nobrainer's `highresnet` (after Li et al. 2017, doi 10.1007/978-3-319-59050-9_28).
 
     A 3x3x3 convolution, then three stages of residual blocks with f, 2f and 4f filters and
@@ -120,20 +121,10 @@ class HighResNet(nnx.Module):
         self.head = Head(width, outputs, rngs=rngs)
 
     @property
-    def min_multiple(self) -> int:
-        """Spatial shapes must be multiples of this, voxels."""
-        return 1
-
-    @property
     def receptive_field(self) -> int:
         """Edge of the cube of input voxels that one output voxel depends on, voxels."""
         dilations = sum(2**stage for stage in range(STAGES))
         return 1 + 2 * (1 + 2 * self.blocks * dilations)
-
-    @property
-    def head_path(self) -> str:
-        """Path of the layer that gives the outputs."""
-        return "head"
 
     def levels(self) -> tuple[str, ...]:
         """Names of the stages, from input to output."""
@@ -144,29 +135,3 @@ class HighResNet(nnx.Module):
     def min_local_depth(self) -> int:
         """Fewest depth slices that a device can hold where depth is split, voxels."""
         return 2 ** (STAGES - 1)  # the largest dilation
-
-    def __call__(
-        self,
-        x: Array,
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-        tap: Tap = ignore,
-        remat: bool = False,
-    ) -> Array:
-        """Logits of each voxel.
-
-        Args:
-            x: `[B, D, H, W, C]`.
-            train: whether statistics are taken from the batch.
-            rngs: unused: the network drops nothing.
-            tap: receives each intermediate result under its path.
-            remat: whether the backward pass computes each level again, to save memory.
-
-        Returns:
-            `[B, D, H, W, outputs]`, float32.
-        """
-        run = Run(train, rngs, tap, remat)
-        for name in self.levels():
-            x = run.level(getattr(self, name), x, path=name)
-        return x

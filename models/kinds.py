@@ -112,7 +112,9 @@ def supported_table() -> str:
 
 
 def _shown(value: object) -> str:
-    return {None: "not set", False: "off"}.get(value, str(value))  # type: ignore[call-overload]
+    if value is None:
+        return "not set"
+    return "off" if value is False else str(value)
 
 
 def _together(names: Iterable[str]) -> list[str]:

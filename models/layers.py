@@ -18,8 +18,8 @@ from voxtune.models.run import Run
 GLOROT = nnx.initializers.glorot_uniform()  # Keras's default
 
 
-class Conv(nnx.Module):
-    """3D convolution, stride 1, padding "same": Keras's `Conv3D`.
+class Kernel(nnx.Module):
+    """Kernel and bias of a 3D convolution, stride 1, padding "same".
 
     Args:
         channels: input channels.
@@ -47,13 +47,25 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(filters)) if use_bias else None
         self.dilation = dilation
 
-    def __call__(self, x: Array) -> Array:
-        """`[B, D, H, W, C]` → `[B, D, H, W, O]`."""
-        y = conv(x, self.kernel[...].astype(x.dtype), self.dilation)
+    def linear(self, x: Array) -> Array:
+        """`[B, D, H, W, C]` → `[B, D, H, W, O]`, without bias."""
+        return conv(x, self.kernel[...].astype(x.dtype), self.dilation)
+
+    def convolved(self, x: Array) -> Array:
+        """`linear`, and the bias added if there is one."""
+        y = self.linear(x)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
-class Head(Conv):
+class Conv(Kernel):
+    """3D convolution, stride 1, padding "same": Keras's `Conv3D`."""
+
+    def __call__(self, x: Array) -> Array:
+        """`[B, D, H, W, C]` → `[B, D, H, W, O]`."""
+        return self.convolved(x)
+
+
+class Head(Kernel):
     """The 1x1x1 convolution that ends a network: logits, float32 also from bfloat16."""
 
     def __init__(
@@ -61,17 +73,20 @@ class Head(Conv):
     ) -> None:
         super().__init__(channels, outputs, size=1, initialise=initialise, rngs=rngs)
 
-    def __call__(self, x: Array, run: Run, path: str) -> Array:  # type: ignore[override]
-        """`[B, D, H, W, C]` → `[B, D, H, W, outputs]`; taps itself."""
+    def linear(self, x: Array) -> Array:
+        """As in `Kernel`, summed and given in float32 at least."""
+        wide = jnp.promote_types(x.dtype, jnp.float32)
         kernel = self.kernel[...][0, 0, 0].astype(x.dtype)
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
-        assert self.bias is not None
-        y = jnp.matmul(x, kernel, preferred_element_type=dtype) + self.bias[...].astype(dtype)
+        return jnp.matmul(x, kernel, preferred_element_type=wide)
+
+    def __call__(self, x: Array, run: Run, path: str) -> Array:
+        """`[B, D, H, W, C]` → `[B, D, H, W, outputs]`; taps itself."""
+        y = self.convolved(x)
         run.tap(path, y)
         return y
 
 
-class ConvTranspose(nnx.Module):
+class ConvTranspose(Conv):
     """3D transposed convolution whose kernel equals its stride: Keras's `Conv3DTranspose`.
 
     The kernel is `[kD, kH, kW, C, O]`; Keras stores `[kD, kH, kW, O, C]`.
@@ -86,14 +101,11 @@ class ConvTranspose(nnx.Module):
         initialise: Initializer = GLOROT,
         rngs: nnx.Rngs,
     ) -> None:
-        shape = (size, size, size, channels, filters)
-        self.kernel = nnx.Param(initialise(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(filters))
+        super().__init__(channels, filters, size, initialise=initialise, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
-        """`[B, D, H, W, C]` → `[B, size D, size H, size W, O]`."""
-        y = conv_transpose_blocks(x, self.kernel[...].astype(x.dtype))
-        return y + self.bias[...].astype(y.dtype)
+    def linear(self, x: Array) -> Array:
+        """`[B, D, H, W, C]` → `[B, size D, size H, size W, O]`, without bias."""
+        return conv_transpose_blocks(x, self.kernel[...].astype(x.dtype))
 
 
 class ConvUnit(nnx.Module):

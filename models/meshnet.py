@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from flax import nnx
-from jax import Array
 
+from voxtune.models.family import Chain
 from voxtune.models.layers import ConvUnit, Head
 from voxtune.models.norms import WIDE_NORMS, NormName
-from voxtune.models.run import Run, Tap, ignore
 
 # Nobrainer's `meshnet` by its receptive field, voxels.
 NOBRAINER_DILATIONS = {
@@ -17,7 +16,7 @@ NOBRAINER_DILATIONS = {
 }
 
 
-class MeshNet(nnx.Module):
+class MeshNet(Chain):
     """MeshNet (Fedorov et al. 2017, doi 10.1109/IJCNN.2017.7966333).
 
     Blocks of a dilated 3x3x3 convolution, batch normalisation, activation and dropout, then a
@@ -66,22 +65,12 @@ class MeshNet(nnx.Module):
         self.head: nnx.Module = Head(filters, outputs, rngs=rngs)
 
     @property
-    def min_multiple(self) -> int:
-        """Spatial shapes must be multiples of this, voxels."""
-        return 1
-
-    @property
     def receptive_field(self) -> int | None:
         """Edge of the cube of input voxels that one output voxel depends on, voxels.
 
         None where the norms take their statistics from the whole input.
         """
         return None if self.norm in WIDE_NORMS else 1 + 2 * sum(self.dilations)
-
-    @property
-    def head_path(self) -> str:
-        """Path of the layer that gives the outputs."""
-        return "head"
 
     def levels(self) -> tuple[str, ...]:
         """Names of the stages, from input to output."""
@@ -91,30 +80,3 @@ class MeshNet(nnx.Module):
     def min_local_depth(self) -> int:
         """Fewest depth slices that a device can hold where depth is split, voxels."""
         return max(self.dilations)
-
-    def __call__(
-        self,
-        x: Array,
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-        tap: Tap = ignore,
-        remat: bool = False,
-    ) -> Array:
-        """Logits of each voxel.
-
-        Args:
-            x: `[B, D, H, W, C]`.
-            train: whether statistics are taken from the batch and values dropped.
-            rngs: source of dropout, needed where `train` and the network has any; where given,
-                values are dropped in prediction too.
-            tap: receives each intermediate result under its path.
-            remat: whether the backward pass computes each level again, to save memory.
-
-        Returns:
-            `[B, D, H, W, outputs]`, float32.
-        """
-        run = Run(train, rngs, tap, remat)
-        for name in self.levels():
-            x = run.level(getattr(self, name), x, path=name)
-        return x

@@ -25,7 +25,7 @@ class BatchNorm(nnx.BatchNorm):
         settings: dict[str, Any] = {"epsilon": 1e-3, "momentum": 0.99, "use_fast_variance": False}
         super().__init__(channels, **settings, rngs=rngs)
 
-    def __call__(self, x: Array, run: Run) -> Array:  # type: ignore[override]
+    def __call__(self, x: Array, run: Run) -> Array:  # type: ignore[override]  # not nnx's options
         """Normalises by the batch in training, by the running statistics otherwise."""
         return super().__call__(x, use_running_average=not run.train).astype(x.dtype)
 
@@ -42,7 +42,7 @@ class GroupNorm(nnx.GroupNorm):
         settings: dict[str, Any] = {"epsilon": 1e-5, "use_fast_variance": False}
         super().__init__(channels, num_groups=group_count(channels), **settings, rngs=rngs)
 
-    def __call__(self, x: Array, run: Run) -> Array:  # type: ignore[override]
+    def __call__(self, x: Array, run: Run) -> Array:  # type: ignore[override]  # not nnx's options
         """Normalises each group of channels of each scan."""
         return super().__call__(x).astype(x.dtype)
 
@@ -53,7 +53,7 @@ class InstanceNorm(nnx.InstanceNorm):
     def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
         super().__init__(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
 
-    def __call__(self, x: Array, run: Run) -> Array:  # type: ignore[override]
+    def __call__(self, x: Array, run: Run) -> Array:  # type: ignore[override]  # not nnx's options
         """Normalises each channel of each scan."""
         return super().__call__(x).astype(x.dtype)
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from voxtune.models.family import Family
 from voxtune.models.layers import Conv, ConvTranspose, Head
 from voxtune.models.lowering import conv_strided
 from voxtune.models.norms import InstanceNorm
-from voxtune.models.run import Run, Tap, ignore
+from voxtune.models.run import Run
 
 SLOPE = 0.01  # of PyTorch's LeakyReLU; Keras's are steeper
 
@@ -37,11 +38,9 @@ class StridedConv(Conv):
         super().__init__(channels, filters, initialise=_HE, rngs=rngs)
         self.stride = stride
 
-    def __call__(self, x: Array) -> Array:
-        """`[B, D, H, W, C]` → `[B, D / stride, H / stride, W / stride, O]`."""
-        assert self.bias is not None
-        y = conv_strided(x, self.kernel[...].astype(x.dtype), self.stride)
-        return y + self.bias[...].astype(y.dtype)
+    def linear(self, x: Array) -> Array:
+        """`[B, D, H, W, C]` → `[B, D / stride, H / stride, W / stride, O]`, without bias."""
+        return conv_strided(x, self.kernel[...].astype(x.dtype), self.stride)
 
 
 class NormedConv(nnx.Module):
@@ -152,7 +151,7 @@ class UpStage(nnx.Module):
         return x
 
 
-class ResEncUNet(nnx.Module):
+class ResEncUNet(Family):
     """nnU-Net's residual-encoder U-Net (Isensee et al. 2024, doi 10.1007/978-3-031-72114-4_47).
 
     A 3x3x3 convolution (the stem), then stages of residual blocks, each from the second on at a
@@ -227,51 +226,22 @@ class ResEncUNet(nnx.Module):
         """None: the norms take their statistics from the whole input."""
         return None
 
-    @property
-    def head_path(self) -> str:
-        """Path of the layer that gives the outputs."""
-        return "head"
-
     def levels(self) -> tuple[str, ...]:
         """Names of the stages, from input to output."""
         down = (f"encoder{number}" for number in range(1, self.stages + 1))
         up = (f"decoder{number}" for number in range(self.stages - 1, 0, -1))
         return ("stem", *down, *up, "head")
 
-    @property
-    def min_local_depth(self) -> int:
-        """Fewest depth slices that a device can hold where depth is split, voxels."""
-        return self.min_multiple  # one of the lowest stage's, whose neighbours are one slice away
-
-    def __call__(
-        self,
-        x: Array,
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-        tap: Tap = ignore,
-        remat: bool = False,
-    ) -> Array:
-        """Logits of each voxel.
-
-        Args:
-            x: `[B, D, H, W, C]`, D, H and W multiples of `min_multiple`.
-            train: changes nothing: the norms keep no statistics.
-            rngs: unused: the network drops nothing.
-            tap: receives each intermediate result under its path.
-            remat: whether the backward pass computes each level again, to save memory.
-
-        Returns:
-            `[B, D, H, W, outputs]`, float32.
-        """
-        run, skips = Run(train, rngs, tap, remat), []
-        x = run.level(self.stem, x, path="stem")
+    def forward(self, x: Array, run: Run) -> Array:
+        """As in `Family`."""
+        skips = []
+        x = self.level("stem", run, x)
         for number in range(1, self.stages + 1):
             name = f"encoder{number}"
-            x = run.level(getattr(self, name), x, path=name)
+            x = self.level(name, run, x)
             skips.append(x)
         skips.pop()  # the lowest stage's
         for number in range(self.stages - 1, 0, -1):
             name = f"decoder{number}"
-            x = run.level(getattr(self, name), x, skips.pop(), path=name)
-        return run.level(self.head, x, path="head")
+            x = self.level(name, run, x, skips.pop())
+        return self.level("head", run, x)

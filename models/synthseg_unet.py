@@ -4,10 +4,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from voxtune.models.family import UShape
 from voxtune.models.layers import ConvUnit, Head
 from voxtune.models.lowering import max_pool
 from voxtune.models.norms import BatchNorm
-from voxtune.models.run import Run, Tap, ignore
+from voxtune.models.run import Run
 from voxtune.models.unet import edge_of_u
 from voxtune.models.upsampling import repeat_voxels
 
@@ -63,7 +64,7 @@ class UpLevel(ConvLevel):
         return self.normalised(self.convolved(x, run, path), run, path)
 
 
-class SynthSegUNet(nnx.Module):
+class SynthSegUNet(UShape):
     """The U-Net of SynthSeg (Billot et al. 2023, doi 10.1016/j.media.2023.102789).
 
     Level i of the encoder has two 3x3x3 convolutions with f 2^(i-1) filters and ELU, one batch
@@ -105,59 +106,10 @@ class SynthSegUNet(nnx.Module):
         self.head = Head(filters, outputs, rngs=rngs)
 
     @property
-    def min_multiple(self) -> int:
-        """Spatial shapes must be multiples of this, voxels."""
-        return 2**self.depth
-
-    @property
     def receptive_field(self) -> int:
         """Edge of the cube of input voxels that one output voxel depends on, voxels."""
         return edge_of_u(self.depth)
 
-    @property
-    def head_path(self) -> str:
-        """Path of the layer that gives the outputs."""
-        return "head"
-
-    def levels(self) -> tuple[str, ...]:
-        """Names of the stages, from input to output."""
-        down = (f"encoder{level}" for level in range(1, self.depth + 1))
-        up = (f"decoder{level}" for level in range(self.depth, 0, -1))
-        return (*down, "bottom", *up, "head")
-
-    @property
-    def min_local_depth(self) -> int:
-        """Fewest depth slices that a device can hold where depth is split, voxels."""
-        return self.min_multiple  # one of the bottom's, whose neighbours are one slice away
-
-    def __call__(
-        self,
-        x: Array,
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-        tap: Tap = ignore,
-        remat: bool = False,
-    ) -> Array:
-        """Logits of each voxel.
-
-        Args:
-            x: `[B, D, H, W, C]`, D, H and W multiples of `min_multiple`.
-            train: whether statistics are taken from the batch.
-            rngs: unused: the network drops nothing.
-            tap: receives each intermediate result under its path.
-            remat: whether the backward pass computes each level again, to save memory.
-
-        Returns:
-            `[B, D, H, W, outputs]`, float32.
-        """
-        run, skips = Run(train, rngs, tap, remat), []
-        for level in range(1, self.depth + 1):
-            name = f"encoder{level}"
-            x, skip = run.level(getattr(self, name), x, path=name)
-            skips.append(skip)
-        x = run.level(self.bottom, x, path="bottom")
-        for level in range(self.depth, 0, -1):
-            name = f"decoder{level}"
-            x = run.level(getattr(self, name), x, skips.pop(), path=name)
-        return run.level(self.head, x, path="head")
+    def down(self, x: Array, run: Run, path: str) -> tuple[Array, Array]:
+        """The level halves what goes down itself, since the skip connection leaves before that."""
+        return self.level(path, run, x)

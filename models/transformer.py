@@ -33,7 +33,7 @@ class LayerNorm(nnx.LayerNorm):
     def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
         super().__init__(channels, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:  # type: ignore[override]
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]  # not nnx's options
         """`[..., C]` → the same shape and type."""
         return super().__call__(x).astype(x.dtype)
 

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from voxtune.models.family import UShape
 from voxtune.models.folded import conv_of_up_and_skip
 from voxtune.models.layers import ConvTranspose, ConvUnit, Head
-from voxtune.models.lowering import max_pool
 from voxtune.models.norms import WIDE_NORMS, NormName
-from voxtune.models.run import Run, Tap, ignore
+from voxtune.models.run import Run
 
 
 class DoubleConv(nnx.Module):
@@ -52,6 +52,7 @@ class UpLevel(nnx.Module):
         """`[B, D, H, W, C]` and the skip `[B, 2D, 2H, 2W, S]` → `[B, 2D, 2H, 2W, filters]`."""
         if self.fold:
             unit, path = self.convs.unit1, f"{path}/convs"
+            assert self.up.bias is not None
             assert unit.conv.bias is not None
             arrays = self.up.kernel, self.up.bias, unit.conv.kernel, unit.conv.bias
             x = conv_of_up_and_skip(x, skip, *(each[...] for each in arrays))
@@ -86,7 +87,7 @@ def _reach(depth: int, offset: int) -> int:
     return high - low + 1
 
 
-class UNet(nnx.Module):
+class UNet(UShape):
     """Nobrainer's `unet` (after Çiçek et al. 2016, doi 10.1007/978-3-319-46723-8_49).
 
     Level i of the encoder has two 3x3x3 convolutions with f 2^(i-1) and f 2^i filters, then a
@@ -136,64 +137,9 @@ class UNet(nnx.Module):
         self.head = Head(2 * filters, outputs, rngs=rngs)
 
     @property
-    def min_multiple(self) -> int:
-        """Spatial shapes must be multiples of this, voxels."""
-        return 2**self.depth
-
-    @property
     def receptive_field(self) -> int | None:
         """Edge of the cube of input voxels that one output voxel depends on, voxels.
 
         None where the norms take their statistics from the whole input.
         """
         return None if self.norm in WIDE_NORMS else edge_of_u(self.depth)
-
-    @property
-    def head_path(self) -> str:
-        """Path of the layer that gives the outputs."""
-        return "head"
-
-    def levels(self) -> tuple[str, ...]:
-        """Names of the stages, from input to output."""
-        down = (f"encoder{level}" for level in range(1, self.depth + 1))
-        up = (f"decoder{level}" for level in range(self.depth, 0, -1))
-        return (*down, "bottom", *up, "head")
-
-    @property
-    def min_local_depth(self) -> int:
-        """Fewest depth slices that a device can hold where depth is split, voxels."""
-        return self.min_multiple  # one of the bottom's, whose neighbours are one slice away
-
-    def __call__(
-        self,
-        x: Array,
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-        tap: Tap = ignore,
-        remat: bool = False,
-    ) -> Array:
-        """Logits of each voxel.
-
-        Args:
-            x: `[B, D, H, W, C]`, D, H and W multiples of `min_multiple`.
-            train: whether statistics are taken from the batch.
-            rngs: unused: the network drops nothing.
-            tap: receives each intermediate result under its path.
-            remat: whether the backward pass computes each level again, to save memory.
-
-        Returns:
-            `[B, D, H, W, outputs]`, float32.
-        """
-        run, skips = Run(train, rngs, tap, remat), []
-        for level in range(1, self.depth + 1):
-            name = f"encoder{level}"
-            x = run.level(getattr(self, name), x, path=name)
-            skips.append(x)
-            x = max_pool(x)
-            tap(f"{name}/pool", x)
-        x = run.level(self.bottom, x, path="bottom")
-        for level in range(self.depth, 0, -1):
-            name = f"decoder{level}"
-            x = run.level(getattr(self, name), x, skips.pop(), path=name)
-        return run.level(self.head, x, path="head")

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from voxtune.models.family import Family
 from voxtune.models.layers import GLOROT, ConvTranspose, ConvUnit, Head
 from voxtune.models.norms import NormName
-from voxtune.models.run import Run, Tap, ignore
+from voxtune.models.run import Run
 from voxtune.models.transformer import Dense, TransformerBlock
 
 Size = tuple[int, int, int]
@@ -208,7 +209,7 @@ class Decoder(nnx.Module):
         return x
 
 
-class UNETR(nnx.Module):
+class UNETR(Family):
     """Nobrainer's `unetr` (after Hatamizadeh et al. 2022, doi 10.1109/WACV51458.2022.00181).
 
     Patches of 16³ voxels become tokens that attend to each other in twelve transformer blocks.
@@ -305,11 +306,6 @@ class UNETR(nnx.Module):
         """None: an output voxel depends on the whole block."""
         return
 
-    @property
-    def head_path(self) -> str:
-        """Path of the layer that gives the outputs."""
-        return "head"
-
     def levels(self) -> tuple[str, ...]:
         """Names of the stages, from input to output; `encoder1` to `encoder4` are blocks."""
         names = ["embedding", "skip0"]
@@ -318,54 +314,31 @@ class UNETR(nnx.Module):
         return (*names, *(f"decoder{level}" for level in reversed(range(self.depth))), "head")
 
     @property
-    def min_local_depth(self) -> int:
-        """Fewest depth slices that a device can hold where depth is split, voxels.
+    def fixed_block(self) -> tuple[int, int, int]:
+        """That of its positions."""
+        return self.size
 
-        Attention gathers all tokens all the same.
-        """
-        return self.patch
-
-    def __call__(
-        self,
-        x: Array,
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-        tap: Tap = ignore,
-        remat: bool = False,
-    ) -> Array:
-        """Logits of each voxel.
-
-        Args:
-            x: `[B, *size, C]`.
-            train: whether statistics are taken from the batch.
-            rngs: source of dropout: where there is one, values are dropped; where `train` and the
-                network has dropout, there must be.
-            tap: receives each intermediate result under its path.
-            remat: whether the backward pass computes each level again, to save memory.
-
-        Returns:
-            `[B, *size, outputs]`, float32.
+    def forward(self, x: Array, run: Run) -> Array:
+        """As in `Family`.
 
         Raises:
             ValueError: the block is of another size.
         """
         if x.shape[1:4] != self.size:
             raise ValueError(f"it takes blocks of {self.size} voxels, not {x.shape[1:4]}")
-        run = Run(train, rngs, tap, remat)
-        skips = [run.level(self.skip0, x, path="skip0")]
-        x = run.level(self.embedding, x, path="embedding")
+        skips = [self.level("skip0", run, x)]
+        x = self.level("embedding", run, x)
         for number in range(1, self.depth + 1):
             name = f"encoder{number}"
-            x = run.level(getattr(self, name), x, path=name)
+            x = self.level(name, run, x)
             if number < self.depth:
                 name = f"skip{number}"
-                skips.append(run.level(getattr(self, name), x, path=name))
-        x = run.level(self.bottom, x, path="bottom")
+                skips.append(self.level(name, run, x))
+        x = self.level("bottom", run, x)
         for level in reversed(range(self.depth)):
             name = f"decoder{level}"
-            x = run.level(getattr(self, name), skips.pop(), x, path=name)
-        return run.level(self.head, x, path="head")
+            x = self.level(name, run, skips.pop(), x)
+        return self.level("head", run, x)
 
 
 def levels_of(patch: int) -> int:

@@ -68,7 +68,6 @@ def conv_repeated(x: Array, kernel: Array) -> Array:
 class RepeatConv(Conv):
     """`UpSampling3D` of 2 and then `Conv3D` with a kernel of 2, padding "same", as in Keras."""
 
-    def __call__(self, x: Array) -> Array:
-        """`[B, D, H, W, C]` → `[B, 2D, 2H, 2W, O]`."""
-        y = conv_repeated(x, self.kernel[...])
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+    def linear(self, x: Array) -> Array:
+        """`[B, D, H, W, C]` → `[B, 2D, 2H, 2W, O]`, without bias."""
+        return conv_repeated(x, self.kernel[...])

@@ -8,10 +8,10 @@ from flax import nnx
 from jax import Array
 
 from voxtune.models.activations import ACTIVATIONS, check_activation
+from voxtune.models.family import UShape
 from voxtune.models.layers import Conv, Head
-from voxtune.models.lowering import max_pool
 from voxtune.models.norms import GroupNorm, SlabGroupNorm
-from voxtune.models.run import Run, Tap, ignore
+from voxtune.models.run import Run
 from voxtune.models.upsampling import RepeatConv, repeat_voxels
 
 GroupNormName = Literal["slab", "group"]
@@ -126,7 +126,7 @@ class WideHead(Head):
         self.conv = Conv(channels, outputs, rngs=rngs)
         self.activation = activation
 
-    def __call__(self, x: Array, run: Run, path: str) -> Array:  # type: ignore[override]
+    def __call__(self, x: Array, run: Run, path: str) -> Array:
         """`[B, D, H, W, C]` → `[B, D, H, W, outputs]`; taps `conv`, `activation` and itself."""
         x = self.conv(x)
         run.tap(f"{path}/conv", x)
@@ -135,7 +135,7 @@ class WideHead(Head):
         return super().__call__(x, run, path)
 
 
-class VNet(nnx.Module):
+class VNet(UShape):
     """Nobrainer's `vnet` (after Milletari et al. 2016, doi 10.1109/3DV.2016.79).
 
     Level i of the encoder has two 3x3x3 convolutions with f 2^(i-1) filters, each followed by
@@ -193,62 +193,6 @@ class VNet(nnx.Module):
         self.head = WideHead(filters, outputs, activation=activation, rngs=rngs)
 
     @property
-    def min_multiple(self) -> int:
-        """Spatial shapes must be multiples of this, voxels."""
-        return 2**self.depth
-
-    @property
     def receptive_field(self) -> None:
         """None: the norms take their statistics from the whole input."""
         return None
-
-    @property
-    def head_path(self) -> str:
-        """Path of the layers that give the outputs."""
-        return "head"
-
-    def levels(self) -> tuple[str, ...]:
-        """Names of the stages, from input to output."""
-        down = (f"encoder{level}" for level in range(1, self.depth + 1))
-        up = (f"decoder{level}" for level in range(self.depth, 0, -1))
-        return (*down, "bottom", *up, "head")
-
-    @property
-    def min_local_depth(self) -> int:
-        """Fewest depth slices that a device can hold where depth is split, voxels."""
-        return self.min_multiple  # one of the bottom's, whose neighbours are one slice away
-
-    def __call__(
-        self,
-        x: Array,
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-        tap: Tap = ignore,
-        remat: bool = False,
-    ) -> Array:
-        """Logits of each voxel.
-
-        Args:
-            x: `[B, D, H, W, C]`, D, H and W multiples of `min_multiple`.
-            train: whether channels are dropped; the norms keep no statistics.
-            rngs: source of dropout, needed where `train` and the network has any; where given,
-                channels are dropped in prediction too.
-            tap: receives each intermediate result under its path.
-            remat: whether the backward pass computes each level again, to save memory.
-
-        Returns:
-            `[B, D, H, W, outputs]`, float32.
-        """
-        run, skips = Run(train, rngs, tap, remat), []
-        for level in range(1, self.depth + 1):
-            name = f"encoder{level}"
-            x = run.level(getattr(self, name), x, path=name)
-            skips.append(x)
-            x = max_pool(x)
-            tap(f"{name}/pool", x)
-        x = run.level(self.bottom, x, path="bottom")
-        for level in range(self.depth, 0, -1):
-            name = f"decoder{level}"
-            x = run.level(getattr(self, name), x, skips.pop(), path=name)
-        return run.level(self.head, x, path="head")

@@ -14,7 +14,8 @@ from flax import nnx
 from voxtune.converters.canonical import CanonicalModel, canonical
 from voxtune.converters.keras_config import parse_graph
 from voxtune.converters.keras_file import ConversionError, KerasModel, read_keras_file
-from voxtune.models.graph import GraphNet, attribute, weight_shapes
+from voxtune.models.graph import weight_shapes
+from voxtune.models.graph_net import GraphNet, attribute
 
 
 @pytest.fixture

@@ -408,7 +408,7 @@ def main() -> int:
                 outcomes[result if result in GOOD else "refused"] += 1
                 if number < 0 and result not in GOOD:
                     fault = f"the good file is refused: {result}"
-            except Exception as error:
+            except Exception as error:  # what is not our sentence is the fault looked for
                 fault = f"{type(error).__name__}: {error}"
             seconds = time.monotonic() - begin
             slowest = max(slowest, (seconds, f"number {number}, {key}"))

@@ -88,6 +88,7 @@ def test_words_of_the_file_cannot_break_the_sentence(keras2: Any) -> None:
 def test_keras3_lambda_never_runs(keras: Any, tmp_path: Path) -> None:
     image = keras.Input((4,))
     marker = str(tmp_path / "ran")
+    # What a stranger might write, in one expression.
     out = keras.layers.Lambda(lambda x: (open(marker, "w"), x)[1], name="mine")(image)  # noqa: SIM115, PTH123
     Path(marker).unlink(missing_ok=True)
     with pytest.raises(ConversionError, match="'mine'"):

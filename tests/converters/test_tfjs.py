@@ -188,7 +188,8 @@ def test_topology_written_by_tfjs_itself(
 def changed(**changes: Any) -> list[dict[str, Any]]:
     """The small manifest, its second entry changed."""
     kernel, bias = SMALL_MANIFEST[0]["weights"]
-    return [{"paths": ["a.bin"], "weights": [kernel, bias | changes]}]  # type: ignore[operator]
+    assert isinstance(bias, dict)
+    return [{"paths": ["a.bin"], "weights": [kernel, bias | changes]}]
 
 
 def listing(*paths: Any) -> list[dict[str, Any]]:

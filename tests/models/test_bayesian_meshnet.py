@@ -23,7 +23,7 @@ from voxtune.converters.weights_only import fit
 from voxtune.models.errors import InputError
 from voxtune.models.families import Network, abstract, build
 from voxtune.models.lowering import plain_lowerings
-from voxtune.models.parameters import assemble, by_path, count, shapes
+from voxtune.models.parameters import assemble, by_path, count
 from voxtune.models.variational import divergence
 
 RNG = np.random.default_rng(0)
@@ -79,13 +79,6 @@ def test_parameter_count_is_kwyks() -> None:
     network = abstract("bayesian_meshnet", arguments)
     assert round(4 * count(network) / 1e6, 1) == 12.0
     assert network.receptive_field == 37
-
-
-def test_levels_name_every_parameter() -> None:
-    for arguments in CASES.values():
-        levels = abstract("bayesian_meshnet", arguments).levels()
-        paths = shapes("bayesian_meshnet", arguments)
-        assert {path.split("/")[0] for path in paths} == set(levels)
 
 
 def test_nobrainers_divergence_is_met(shared_data: Path) -> None:

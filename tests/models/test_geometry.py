@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from voxtune.models.graph import Graph, GraphCall, GraphLayer, GraphNet
+from voxtune.models.graph import Graph, GraphCall, GraphLayer
+from voxtune.models.graph_net import GraphNet
 from voxtune.models.kind import Window
 from voxtune.models.meshnet import MeshNet
 from voxtune.models.unet import UNet

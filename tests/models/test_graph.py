@@ -13,17 +13,8 @@ from keras import layers
 
 from voxtune.models.errors import InputError
 from voxtune.models.families import abstract, build
-from voxtune.models.graph import (
-    Graph,
-    GraphCall,
-    GraphLayer,
-    GraphNet,
-    attribute,
-    fits,
-    head_of,
-    results,
-    weight_shapes,
-)
+from voxtune.models.graph import Graph, GraphCall, GraphLayer, fits, head_of, results, weight_shapes
+from voxtune.models.graph_net import GraphNet, attribute
 from voxtune.models.parameters import assemble, by_path
 
 RNG = np.random.default_rng(0)

@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 from jax import Array
 
-from voxtune.models.graph import Graph, GraphCall, GraphLayer, GraphNet
+from voxtune.models.graph import Graph, GraphCall, GraphLayer
+from voxtune.models.graph_net import GraphNet
 from voxtune.models.kinds import Mode
 
 # Class, settings, shapes of the inputs without the batch. Shapes are uneven and odd where that

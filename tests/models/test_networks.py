@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from voxtune.models.errors import InputError
-from voxtune.models.families import abstract, build
+from voxtune.models.families import FAMILIES, abstract, build
 from voxtune.models.meshnet import NOBRAINER_DILATIONS
 from voxtune.models.parameters import assemble, by_path, count, shapes
 
@@ -69,21 +69,14 @@ def test_the_receptive_field_bounds_what_a_voxel_reaches(family, arguments, size
     assert network.receptive_field - network.min_multiple < widest <= network.receptive_field
 
 
-def test_levels_name_every_parameter_from_input_to_output():
-    for family, arguments in (
-        ("unet", {"filters": 2}),
-        ("meshnet", {"filters": 2}),
-        ("highresnet", {"filters": 2}),
-        ("vnet", {"filters": 4}),
-        ("synthseg_unet", {"filters": 2}),
-    ):
-        arguments = {"outputs": 2, **arguments}
-        levels = abstract(family, arguments).levels()
-        assert {path.split("/")[0] for path in shapes(family, arguments)} == set(levels)
-        assert levels[-1] == "head"
-        assert [name for name in levels if name.startswith("decoder")] == sorted(
-            (name for name in levels if name.startswith("decoder")), reverse=True
-        )
+@pytest.mark.parametrize("family", FAMILIES)
+def test_levels_name_every_parameter_from_input_to_output(family, small):
+    network = small(family)
+    levels = network.levels()
+    assert {path.split("/")[0] for path in by_path(network)} == set(levels)
+    assert levels[-1] == network.head_path == "head"
+    decoders = [name for name in levels if name.startswith("decoder")]
+    assert decoders == sorted(decoders, reverse=True)
 
 
 def test_dropout_and_statistics_belong_to_training_alone():

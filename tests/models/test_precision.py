@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 from voxtune.engine.phantom import make_phantom
 from voxtune.engine.step import TrainState, make_train_step, split
 from voxtune.models.families import FAMILIES, Network
-from voxtune.models.graph import GraphNet
+from voxtune.models.graph_net import GraphNet
 from voxtune.models.kinds import KINDS, Mode
 from voxtune.models.lowering import plain_lowerings
 
@@ -79,9 +79,8 @@ def test_convolutions_and_products_of_volumes_are_bfloat16(family: str, small: S
     assert wide == ([{"float32"}] if isinstance(network, GraphNet) else [])
 
 
-@pytest.mark.parametrize("family", ["graph", "meshnet", "unet"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_near_those_of_float32(family: str, small: Small) -> None:
-    """The other families' tests stand in their own files."""
     network = small(family)
     x = jax.random.normal(jax.random.key(0), IMAGE.shape)
     with plain_lowerings():

@@ -82,10 +82,8 @@ def test_nobrainers_size_at_every_level() -> None:
         assert found[path] == (2, edge, edge, edge, channels), path
 
 
-def test_levels_name_every_parameter() -> None:
-    levels = abstract("unetr", TINY).levels()
-    assert {path.split("/")[0] for path in shapes("unetr", TINY)} == set(levels)
-    assert levels == (
+def test_levels_go_from_input_to_output() -> None:
+    assert abstract("unetr", TINY).levels() == (
         "embedding", "skip0", "encoder1", "skip1", "encoder2", "bottom", "decoder1", "decoder0",
         "head",
     )  # fmt: skip

@@ -7,11 +7,10 @@ import pytest
 from flax import nnx
 from jax import Array
 
-from voxtune.converters.verify import QUICK_TO_COMPILE
 from voxtune.models.errors import InputError
-from voxtune.models.families import Network, abstract, build
+from voxtune.models.families import abstract
 from voxtune.models.kinds import KINDS, Mode
-from voxtune.models.lowering import conv_plain, plain_lowerings
+from voxtune.models.lowering import conv_plain
 from voxtune.models.norms import normalise_slabs
 from voxtune.models.run import Run
 from voxtune.models.upsampling import conv_repeated, repeat_voxels
@@ -104,36 +103,3 @@ def test_channels_are_dropped_where_rngs_are_given():
     assert 8 <= gone.sum() <= 24  # of 32; fewer or more in 0.4 % of all seeds
     np.testing.assert_allclose(dropped, np.where(gone, 0, 2 * kept), rtol=1e-6)
     assert not np.array_equal(dropped, run(jax.random.key(2))[1])
-
-
-@pytest.fixture(scope="module")
-def network() -> Network:
-    return build("vnet", ARGUMENTS)
-
-
-def test_remat_gives_the_same_gradients(network):
-    """With dropout too: what is computed again drops the same channels."""
-    graph, state = nnx.split(network)
-    x, weight = normal(1, 4, 4, 4, 1), normal(1, 4, 4, 4, 2)
-
-    def total(state, remat):
-        rngs = nnx.Rngs(dropout=jax.random.key(1))
-        logits = nnx.merge(graph, state, copy=True)(x, train=True, rngs=rngs, remat=remat)
-        return (logits * weight).sum()
-
-    gradient = jax.jit(jax.grad(total), static_argnums=1, compiler_options=QUICK_TO_COMPILE)
-    with plain_lowerings():
-        plain, again = (jax.tree.leaves(gradient(state, remat)) for remat in (False, True))
-    largest = max(float(abs(each).max()) for each in plain)
-    for one, other in zip(plain, again, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5 * largest)
-
-
-def test_bfloat16_gives_float32_logits_near_those_of_float32(network):
-    run = jax.jit(lambda state, x: nnx.merge(graph, state)(x), compiler_options=QUICK_TO_COMPILE)
-    graph, state = nnx.split(network)
-    x = normal(1, 4, 4, 4, 1)
-    wanted, found = run(state, x), run(state, x.astype(jnp.bfloat16))
-    assert found.dtype == jnp.float32
-    error = float(abs(found - wanted).max() / abs(wanted).max())
-    assert 1e-4 < error < 0.05  # bfloat16 has eight bits: other numbers, but near
