@@ -28,13 +28,19 @@ class Family(nnx.Module):
         return None
 
     @property
-    def head_path(self) -> str:
-        """Path of the layers that give the outputs."""
-        return "head"
+    def head_paths(self) -> tuple[str, ...]:
+        """Paths of the layers that give the outputs."""
+        return ("head",)
 
     def levels(self) -> tuple[str, ...]:
         """Names of the stages, from input to output."""
         raise NotImplementedError
+
+    def level_of(self, path: str) -> str:
+        """The level that a parameter or statistic belongs to; the heads are the last one's."""
+        if path.startswith(tuple(f"{head}/" for head in self.head_paths)):
+            return self.levels()[-1]
+        return max((each for each in self.levels() if path.startswith(f"{each}/")), key=len)
 
     def __call__(
         self,
@@ -44,6 +50,7 @@ class Family(nnx.Module):
         rngs: nnx.Rngs | None = None,
         tap: Tap = ignore,
         remat: bool = False,
+        step: Array | None = None,
     ) -> Array:
         """Logits of each voxel.
 
@@ -55,11 +62,12 @@ class Family(nnx.Module):
             tap: receives each intermediate result under its path.
             remat: whether the backward pass computes each level again, to save memory; nothing
                 inside of levels is tapped then.
+            step: number of the training step, needed where `train` and a norm is frozen until one.
 
         Returns:
             `[B, D, H, W, outputs]`, float32.
         """
-        return self.forward(x, Run(train, rngs, tap, remat))
+        return self.forward(x, Run(train, rngs, tap, remat, step))
 
     def forward(self, x: Array, run: Run) -> Array:
         """`[B, D, H, W, C]` → `[B, D, H, W, outputs]`: the levels, each by `level`."""

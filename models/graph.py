@@ -146,6 +146,11 @@ def drops(kind: str) -> bool:
     return "Dropout" in kind or "Noise" in kind
 
 
+def scales_only(kind: str) -> bool:
+    """Whether the weights of a kind of layer do no more than scale what another computed."""
+    return "Normalization" in kind or kind in ("PReLU", "ConcreteDropout")
+
+
 @functools.lru_cache(maxsize=32)
 def graph_of(source: str) -> Graph:
     """The graph that `Graph.source` is the text of."""
@@ -251,9 +256,64 @@ def _predict(layer: GraphLayer, weights: dict[str, Array], inputs: tuple[Array, 
     return KINDS[layer.kind].apply(layer.config, weights, inputs, Mode(train=False))
 
 
-# --- head ------------------------------------------------------------------------------------
+# --- input and head --------------------------------------------------------------------------
 
 _HEADS = ("Conv1D", "Conv2D", "Conv3D", "Dense")
+_READERS = (*_HEADS, "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
+
+
+def with_channels(graph: Graph, channels: int) -> Graph:
+    """The graph whose input has so many channels.
+
+    Only the kernels of convolutions and dense layers may have another shape then, and only what
+    they read may have more channels.
+
+    Raises:
+        ValueError: it has several inputs, its layers do not fit each other any more, another
+            weight has as many values as the input has channels, channels are joined with what has
+            another number of them, or the outputs have another shape.
+    """
+    if len(graph.inputs) != 1:
+        raise ValueError("it has several inputs")
+    ((name, shape),) = graph.inputs.items()
+    changed = dataclasses.replace(graph, inputs={name: (*shape[:-1], channels)})
+    before, after = weight_shapes(graph), weight_shapes(changed)
+    for layer in graph.layers:
+        own, other = before.get(layer.name, {}), after.get(layer.name, {})
+        for weight in other:
+            if own.get(weight) == other[weight]:
+                continue
+            if weight != "kernel" or layer.kind not in _READERS:
+                raise ValueError(
+                    f"the {weight} of its layer '{layer.name}' ({layer.kind}) depends on the "
+                    "number of channels"
+                )
+    _check_results(graph, changed)
+    return changed
+
+
+def _check_results(graph: Graph, changed: Graph) -> None:
+    """Makes sure that another number of channels reaches no further than the kernels.
+
+    Raises:
+        ValueError: it does.
+    """
+    old, new = results(graph), results(changed)
+    for call in graph.calls:
+        layer = graph.by_name[call.layer]
+        differ = {old[name] != new[name] for name in call.inputs}
+        if len(differ) > 1 and layer.kind != "Concatenate":
+            raise ValueError(
+                f"its layer '{layer.name}' ({layer.kind}) takes the image's channels together with "
+                "something that has its own number of them"
+            )
+        if old[call.name][:-1] != new[call.name][:-1]:
+            raise ValueError(
+                f"the shape of what its layer '{layer.name}' ({layer.kind}) gives depends on the "
+                "number of channels"
+            )
+    if any(old[name] != new[name] for name in graph.outputs):
+        raise ValueError("the number of its outputs depends on the number of channels")
 
 
 def head_of(graph: Graph) -> str | None:
@@ -279,6 +339,27 @@ def _passes_on(layer: GraphLayer) -> bool:
     )
 
 
+def head_activation(graph: Graph) -> str:
+    """What its head applies to its results: "linear" where that is nothing, or there is no head."""
+    head = head_of(graph)
+    return str((head and graph.by_name[head].config.get("activation")) or "linear")
+
+
+def with_linear_head(graph: Graph) -> Graph:
+    """The graph whose head, if it has one, applies nothing to its results."""
+    return _with_head(graph, activation="linear")
+
+
+def _with_head(graph: Graph, **settings: Any) -> Graph:
+    """The graph whose head has other settings."""
+    head = head_of(graph)
+    layers = tuple(
+        dataclasses.replace(each, config={**each.config, **settings}) if each.name == head else each
+        for each in graph.layers
+    )
+    return dataclasses.replace(graph, layers=layers)
+
+
 def with_outputs(graph: Graph, outputs: int | None) -> Graph:
     """The graph whose head gives so many outputs; itself where None are asked for.
 
@@ -293,10 +374,4 @@ def with_outputs(graph: Graph, outputs: int | None) -> Graph:
             return graph
         raise ValueError("its outputs come from no single convolution that could be replaced")
     size = "units" if graph.by_name[head].kind == "Dense" else "filters"
-    layers = tuple(
-        dataclasses.replace(each, config={**each.config, size: outputs})
-        if each.name == head
-        else each
-        for each in graph.layers
-    )
-    return dataclasses.replace(graph, layers=layers)
+    return _with_head(graph, **{size: outputs})

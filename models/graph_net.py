@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 
 from voxtune.models import geometry
+from voxtune.models.freezing import thawed
 from voxtune.models.graph import (
     Graph,
     GraphCall,
@@ -22,6 +23,7 @@ from voxtune.models.graph import (
     graph_of,
     head_of,
     min_multiple,
+    scales_only,
     steps_of,
     weight_shapes,
     with_outputs,
@@ -37,6 +39,10 @@ class Weights(nnx.Module):
     Args:
         shapes: name → shape.
         rngs: source of the initial values.
+
+    Attributes:
+        until: the training step until which its statistics are frozen, see
+            `voxtune.models.freezing`.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, rngs: nnx.Rngs) -> None:
@@ -45,6 +51,7 @@ class Weights(nnx.Module):
             kind = nnx.BatchStat if statistic else nnx.Param
             setattr(self, name, kind(_initial(name, shape, rngs)))
         self.names = tuple(shapes)
+        self.until = 0.0
 
     def arrays(self) -> dict[str, Array]:
         """Name → array."""
@@ -103,10 +110,10 @@ class GraphNet(nnx.Module):
         return graph_of(self._source)
 
     @property
-    def head_path(self) -> str:
-        """The path of the layer that gives the outputs, "" if they come from no single one."""
+    def head_paths(self) -> tuple[str, ...]:
+        """The path of the layer that gives the outputs; none if they come from no single one."""
         layer = head_of(self.graph)
-        return attribute(layer) if layer else ""
+        return (attribute(layer),) if layer else ()
 
     @property
     def min_multiple(self) -> int:
@@ -144,9 +151,28 @@ class GraphNet(nnx.Module):
         return jnp.stack(found).sum() if found else None
 
     def levels(self) -> tuple[str, ...]:
-        """Paths of the layers with weights, from input to output."""
-        called = dict.fromkeys(attribute(call.layer) for call in self.graph.calls)
-        return tuple(name for name in called if hasattr(self, name))
+        """Paths of the layers that compute with weights, from input to output.
+
+        Norms, PReLU and other layers with weights that only scale belong to the one before them.
+        """
+        return tuple(dict.fromkeys(self._levels().values()))
+
+    def level_of(self, path: str) -> str:
+        """The level that a parameter or statistic belongs to."""
+        levels = self._levels()
+        return levels[max((each for each in levels if path.startswith(f"{each}/")), key=len)]
+
+    def _levels(self) -> dict[str, str]:
+        """Path of each layer with weights → the level that it belongs to."""
+        layers = dict.fromkeys(call.layer for call in self.graph.calls)
+        held = [name for name in layers if hasattr(self, attribute(name))]
+        scales = [scales_only(self.graph.by_name[name].kind) for name in held]
+        level = next((n for n, only in zip(held, scales, strict=True) if not only), "")
+        found = {}
+        for name, only in zip(held, scales, strict=True):
+            level = name if not only or not level else level
+            found[attribute(name)] = attribute(level)
+        return found
 
     def run(
         self,
@@ -156,9 +182,11 @@ class GraphNet(nnx.Module):
         rngs: nnx.Rngs | None = None,
         tap: Tap = ignore,
         remat: bool = False,
+        step: Array | None = None,
     ) -> tuple[Array, ...]:
         """All outputs of all inputs, by the inputs' names; other arguments as `__call__`."""
-        graph, run, found = self.graph, Run(train, rngs, tap, remat), dict(inputs)
+        graph, found = self.graph, dict(inputs)
+        run = Run(train, rngs, tap, remat, step)
         for name, value in inputs.items():
             tap(name, value)
         for part in segments(graph) if remat else (Segment(graph.calls, (), ()),):
@@ -187,6 +215,7 @@ class GraphNet(nnx.Module):
         rngs: nnx.Rngs | None = None,
         tap: Tap = ignore,
         remat: bool = False,
+        step: Array | None = None,
     ) -> Array:
         """What a graph of one input and one output gives.
 
@@ -204,7 +233,7 @@ class GraphNet(nnx.Module):
             `[B, D, H, W, outputs]`, or what the graph gives; never less than float32.
         """
         (name,) = self.graph.inputs
-        (output,) = self.run({name: x}, train=train, rngs=rngs, tap=tap, remat=remat)
+        (output,) = self.run({name: x}, train=train, rngs=rngs, tap=tap, remat=remat, step=step)
         return output
 
 
@@ -224,13 +253,33 @@ def _run_calls(
             training = False  # also where Keras would drop values in prediction
         kept = held.get(layer.name)
         rngs = None if call.training is False else run.rngs
-        mode = Mode(training, rngs, kept if run.train else None)
         weights = kept.arrays() if kept is not None else {}
         given = tuple(found[name] for name in call.inputs)
         if layer.name == head and narrow_type(given) is not None:
             given = tuple(x.astype(jnp.float32) for x in given)  # logits are not rounded
-        found[call.name] = KINDS[layer.kind].apply(layer.config, weights, given, mode)
+        apply = functools.partial(KINDS[layer.kind].apply, layer.config, weights, given)
+        if kept is None or not (run.train and training and kept.until):
+            found[call.name] = apply(Mode(training, rngs, kept if run.train else None))
+        elif kept.until == math.inf:
+            found[call.name] = apply(Mode(False))
+        else:
+            thaws = thawed(kept.until, run)
+            moving = apply(Mode(training, rngs, _Thawing(kept, thaws)))
+            found[call.name] = jnp.where(thaws, moving, apply(Mode(False)))
         run.tap(call.name, found[call.name])
+
+
+@dataclass(frozen=True)
+class _Thawing:
+    """Statistics that move where something holds, and stay as they are where not."""
+
+    kept: Weights
+    moves: Array
+
+    def update(self, name: str, value: Array) -> None:
+        """Replaces one of them, or not."""
+        old = getattr(self.kept, name)[...]
+        self.kept.update(name, jnp.where(self.moves, value, old))
 
 
 def _run_again(

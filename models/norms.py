@@ -13,21 +13,37 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from voxtune.models.freezing import thawed
 from voxtune.models.run import Run
 
 # The fast variance, E[x²] - E[x]², loses digits where the mean is large: nowhere is it used.
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Keras's `BatchNormalization`: epsilon 1e-3, momentum 0.99."""
+    """Keras's `BatchNormalization`: epsilon 1e-3, momentum 0.99.
+
+    Attributes:
+        until: the training step until which it is frozen, see `voxtune.models.freezing`.
+    """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
         settings: dict[str, Any] = {"epsilon": 1e-3, "momentum": 0.99, "use_fast_variance": False}
         super().__init__(channels, **settings, rngs=rngs)
+        self.until = 0.0
 
     def __call__(self, x: Array, run: Run) -> Array:  # type: ignore[override]  # not nnx's options
-        """Normalises by the batch in training, by the running statistics otherwise."""
-        return super().__call__(x, use_running_average=not run.train).astype(x.dtype)
+        """Normalises by the batch in training unless frozen, by the running statistics else."""
+        normalise = super().__call__
+        if not run.train or self.until == math.inf:
+            return normalise(x, use_running_average=True).astype(x.dtype)
+        if not self.until:
+            return normalise(x, use_running_average=False).astype(x.dtype)
+        moves, statistics = thawed(self.until, run), (self.mean, self.var)
+        frozen, before = normalise(x, use_running_average=True), [each[...] for each in statistics]
+        moving = normalise(x, use_running_average=False)
+        for each, old in zip(statistics, before, strict=True):
+            each.set_value(jnp.where(moves, each[...], old))
+        return jnp.where(moves, moving, frozen).astype(x.dtype)
 
 
 def group_count(channels: int) -> int:

@@ -1,7 +1,7 @@
 """A network's parameters and statistics by path: `block1/conv/kernel`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from voxtune.models.families import Network, abstract
+from voxtune.models.families import FAMILIES, Network, abstract
 
 KEPT = (nnx.Param, nnx.BatchStat)  # what a model directory holds
 
@@ -22,6 +22,16 @@ def _variables(network: Network | nnx.State) -> dict[str, nnx.Variable]:
 def by_path(network: Network) -> dict[str, jax.Array]:
     """Path → array of all parameters and statistics."""
     return {path: variable[...] for path, variable in _variables(network).items()}
+
+
+def statistics_of(network: Network) -> frozenset[str]:
+    """Paths of the statistics."""
+    return frozenset(_variables(nnx.state(network, nnx.BatchStat)))
+
+
+def shapes_of(network: Network) -> dict[str, tuple[int, ...]]:
+    """Path → shape of all parameters and statistics."""
+    return {path: variable.shape for path, variable in _variables(network).items()}
 
 
 def assemble(
@@ -48,14 +58,32 @@ def assemble(
     return network
 
 
+def fresh(
+    family: str, arguments: Mapping[str, Any], seed: int, paths: Collection[str]
+) -> dict[str, jax.Array]:
+    """Some parameters and statistics of the network that `build` makes of a seed, by path.
+
+    The others take no memory and are not drawn.
+    """
+
+    @jax.jit
+    def initialise(key: jax.Array) -> dict[str, jax.Array]:
+        network = FAMILIES[family](**arguments, rngs=nnx.Rngs(params=key))
+        return {path: value for path, value in by_path(network).items() if path in paths}
+
+    if not paths:
+        return {}
+    found: dict[str, jax.Array] = initialise(jax.random.key(seed, impl="rbg"))
+    return found
+
+
 def shapes(family: str, arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Path → shape of all parameters and statistics, without taking memory for them.
 
     Raises:
         InputError: the family is unknown, or does not take these arguments.
     """
-    network = abstract(family, arguments)
-    return {path: variable.shape for path, variable in _variables(network).items()}
+    return shapes_of(abstract(family, arguments))
 
 
 def count(network: Network) -> int:

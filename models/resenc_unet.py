@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -165,8 +166,10 @@ class ResEncUNet(Family):
     and batch. With larger blocks they have one stage more: 320 features, 6 blocks, stride 2. With
     one channel and two outputs it has 102,348,226 parameters.
 
-    Unlike nnU-Net's it has no heads at the lower resolutions: those are for deep supervision, and
-    prediction leaves them out. nnU-Net counts them whether used or not, 1,544 parameters more.
+    With deep supervision each stage of the decoder has a head, and in training the network gives
+    a tuple of logits, from the full resolution downwards; prediction leaves the others out, and so
+    does an export to Keras. nnU-Net counts them whether used or not, 1,544 parameters more.
+
     Kernels are cubes and strides the same along each axis, where nnU-Net plans flat ones for
     anisotropic voxels. Values start as in nnU-Net: kernels He normal, biases zero, and zero for
     the scale of the last norm of each residual block.
@@ -178,6 +181,7 @@ class ResEncUNet(Family):
         blocks: residual blocks of each stage.
         strides: of each stage; 1 for the first and at least 2 for the others.
         convs: convolutions of each stage of the decoder.
+        deep_supervision: whether there are heads at the lower resolutions, for training.
         rngs: source of the initial values.
 
     Raises:
@@ -194,9 +198,11 @@ class ResEncUNet(Family):
         blocks: Sequence[int] = (1, 3, 4, 6, 6, 6),
         strides: Sequence[int] = (1, 2, 2, 2, 2, 2),
         convs: int = 1,
+        deep_supervision: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         self.stages, self.strides = len(features), tuple(strides)
+        self.supervised = range(2, self.stages) if deep_supervision else range(0)
         if not len(features) == len(blocks) == len(strides) > 1:
             raise ValueError(
                 "its arguments 'features', 'blocks' and 'strides' are lists of the same length, "
@@ -214,6 +220,9 @@ class ResEncUNet(Family):
         for number in range(self.stages - 1, 0, -1):
             below, width, stride = features[number], features[number - 1], strides[number]
             setattr(self, f"decoder{number}", UpStage(below, width, convs, stride, rngs=rngs))
+        for number in self.supervised:
+            head = Head(features[number - 1], outputs, initialise=_HE, rngs=rngs)
+            setattr(self, f"head{number}", head)
         self.head = Head(features[0], outputs, initialise=_HE, rngs=rngs)
 
     @property
@@ -226,14 +235,19 @@ class ResEncUNet(Family):
         """None: the norms take their statistics from the whole input."""
         return None
 
+    @property
+    def head_paths(self) -> tuple[str, ...]:
+        """Paths of the layers that give the outputs, from the full resolution downwards."""
+        return ("head", *(f"head{number}" for number in self.supervised))
+
     def levels(self) -> tuple[str, ...]:
         """Names of the stages, from input to output."""
         down = (f"encoder{number}" for number in range(1, self.stages + 1))
         up = (f"decoder{number}" for number in range(self.stages - 1, 0, -1))
         return ("stem", *down, *up, "head")
 
-    def forward(self, x: Array, run: Run) -> Array:
-        """As in `Family`."""
+    def forward(self, x: Array, run: Run) -> Any:
+        """As in `Family`; with deep supervision in training, logits of each resolution."""
         skips = []
         x = self.level("stem", run, x)
         for number in range(1, self.stages + 1):
@@ -241,7 +255,11 @@ class ResEncUNet(Family):
             x = self.level(name, run, x)
             skips.append(x)
         skips.pop()  # the lowest stage's
+        lower: list[Array] = []
         for number in range(self.stages - 1, 0, -1):
             name = f"decoder{number}"
             x = self.level(name, run, x, skips.pop())
-        return self.level("head", run, x)
+            if run.train and number in self.supervised:
+                lower.insert(0, self.level(f"head{number}", run, x))
+        logits = self.level("head", run, x)
+        return (logits, *lower) if lower else logits

@@ -36,12 +36,14 @@ class Run:
         remat: whether the backward pass computes the inside of each level again, instead of
             keeping it from the forward pass: less memory for a third more work. Taps inside levels
             are not called then.
+        step: number of the training step, int32, for norms that are frozen until one.
     """
 
     train: bool = False
     rngs: nnx.Rngs | None = None
     tap: Tap = ignore
     remat: bool = False
+    step: Array | None = None
 
     @property
     def draws(self) -> bool:

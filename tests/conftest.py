@@ -1,8 +1,11 @@
 """What all tests share: eight CPU devices for JAX, and the folder of scans and Keras files."""
 
+import dataclasses
 import os
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,3 +29,34 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data in {folder}; set VOXTUNE_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def step_of() -> Callable[..., tuple[Any, Any]]:
+    """Makes the training step of a network, and the state before the first step.
+
+    The step is the one that options of `Finetune` give, or with `optimizer` one that moves by an
+    optimizer of optax's: `optax.sgd(1.0)` takes the gradient itself away from the parameters.
+    """
+    import optax
+
+    from voxtune.engine.config import Finetune
+    from voxtune.engine.rules import Parameters, make_rules
+    from voxtune.engine.step import make_step
+
+    def make(
+        network: Any,
+        optimizer: optax.GradientTransformation | None = None,
+        flip_axes: tuple[int, ...] = (),
+        voxels: int = 1,
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        config = Finetune(Path("model"), Path("subjects.csv"), Path("run"), **options)
+        rules = make_rules(Parameters.of(network), config)
+        step, *arrays = make_step(network, config, rules, flip_axes=flip_axes, voxels=voxels)
+        if optimizer is not None:
+            moves = optax.with_extra_args_support(optimizer)
+            step = dataclasses.replace(step, optimizer=moves)
+        return step, step.first_state(*arrays, 0)
+
+    return make

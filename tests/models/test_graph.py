@@ -13,7 +13,19 @@ from keras import layers
 
 from voxtune.models.errors import InputError
 from voxtune.models.families import abstract, build
-from voxtune.models.graph import Graph, GraphCall, GraphLayer, fits, head_of, results, weight_shapes
+from voxtune.models.graph import (
+    Graph,
+    GraphCall,
+    GraphLayer,
+    fits,
+    head_activation,
+    head_of,
+    results,
+    weight_shapes,
+    with_channels,
+    with_linear_head,
+    with_outputs,
+)
 from voxtune.models.graph_net import GraphNet, attribute
 from voxtune.models.parameters import assemble, by_path
 
@@ -142,8 +154,9 @@ def test_names_are_the_layers_own_but_for_those_taken() -> None:
     found = build("graph", {"graph": graph().to_json()})
     assert attribute("levels") == "levels_"
     assert {path.split("/")[0] for path in by_path(found)} == {"first", "shared", "norm", "levels_"}
-    assert found.levels() == ("first", "shared", "norm", "levels_")
-    assert found.head_path == "levels_"
+    assert found.levels() == ("first", "shared", "levels_")
+    assert found.level_of("norm/gamma") == "shared"  # a norm only scales
+    assert found.head_paths == ("levels_",)
 
 
 def test_no_two_names_become_one() -> None:
@@ -177,6 +190,60 @@ def test_a_graph_without_a_head_keeps_its_outputs() -> None:
     abstract("graph", {"graph": headless.to_json(), "outputs": 4})
     with pytest.raises(InputError, match="no single convolution"):
         abstract("graph", {"graph": headless.to_json(), "outputs": 5})
+
+
+def test_a_head_can_be_made_linear() -> None:
+    base = graph()
+    config = {"filters": 3, "kernel_size": 1, "activation": "relu"}
+    ends = Graph(
+        (*base.layers[:-1], GraphLayer("levels", "Conv3D", config)),
+        base.calls,
+        base.inputs,
+        base.outputs,
+    )
+    assert (head_activation(ends), head_activation(base)) == ("relu", "linear")
+    linear = with_linear_head(ends)
+    assert head_activation(linear) == "linear"
+    assert linear.layers[:-1] == ends.layers[:-1]
+    assert head_activation(with_outputs(ends, 5)) == "relu"  # nothing else changes
+    headless = Graph(base.layers, base.calls[:-1], base.inputs, ("add",))
+    assert (with_linear_head(headless), head_activation(headless)) == (headless, "linear")
+
+
+def test_more_channels_change_the_kernels_that_read_them_alone() -> None:
+    base = graph()
+    wider = with_channels(base, 5)
+    assert wider.inputs == {"image": (None, None, None, 5)}
+    before, after = weight_shapes(base), weight_shapes(wider)
+    assert before["first"]["kernel"] == (3, 3, 3, 2, 4)
+    assert after == {**before, "first": {"kernel": (3, 3, 3, 5, 4), "bias": (4,)}}
+    network = build("graph", {"graph": wider.to_json(), "channels": 5})
+    assert network(jnp.zeros((1, 4, 4, 4, 5))).shape == (1, 4, 4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (GraphLayer("a", "BatchNormalization", {}), r"the gamma of its layer 'a'"),
+        (GraphLayer("a", "PReLU", {"shared_axes": [1, 2, 3]}), r"the alpha of its layer 'a'"),
+        (GraphLayer("a", "Conv3DFlipout", {"filters": 1, "kernel_size": 1}), "kernel_posterior"),
+        (GraphLayer("a", "GroupNormalization", {"groups": 1}), "the gamma"),
+        (GraphLayer("a", "Reshape", {"target_shape": [8, 8, 8, 1]}), "does not fit"),
+    ],
+)
+def test_a_graph_of_which_other_weights_read_channels_is_refused(
+    layer: GraphLayer, words: str
+) -> None:
+    chain = Graph((layer,), (GraphCall("a", "a", ("x",)),), {"x": (8, 8, 8, 1)}, ("a",))
+    with pytest.raises(ValueError, match=words):
+        with_channels(chain, 3)
+
+
+def test_a_graph_of_several_inputs_keeps_its_channels() -> None:
+    base = graph()
+    several = Graph(base.layers, base.calls, {**base.inputs, "other": (8, 2)}, base.outputs)
+    with pytest.raises(ValueError, match="several inputs"):
+        with_channels(several, 3)
 
 
 def test_what_does_not_fit_is_a_sentence_with_the_layer() -> None:

@@ -73,8 +73,8 @@ def test_the_receptive_field_bounds_what_a_voxel_reaches(family, arguments, size
 def test_levels_name_every_parameter_from_input_to_output(family, small):
     network = small(family)
     levels = network.levels()
-    assert {path.split("/")[0] for path in by_path(network)} == set(levels)
-    assert levels[-1] == network.head_path == "head"
+    assert {network.level_of(path) for path in by_path(network)} == set(levels)
+    assert (levels[-1],) == network.head_paths == ("head",)
     decoders = [name for name in levels if name.startswith("decoder")]
     assert decoders == sorted(decoders, reverse=True)
 

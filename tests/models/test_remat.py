@@ -9,30 +9,21 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from voxtune.engine.step import TrainState, make_train_step, split
 from voxtune.models.families import FAMILIES, Network
 from voxtune.models.graph_net import GraphNet, segments
 from voxtune.models.lowering import plain_lowerings
 
 Small = Callable[[str], Network]
+StepOf = Callable[..., tuple[Any, Any]]
 RNG = np.random.default_rng(0)
 BATCH = {
     "image": RNG.normal(size=(2, 8, 8, 8, 1)).astype(np.float32),
     "label": RNG.integers(0, 3, (2, 8, 8, 8)).astype(np.uint8),
 }
-
-
-def step(network: Network, remat: bool) -> tuple[Callable[[TrainState, Any], Any], TrainState]:
-    """A step by the gradient itself, and the state before it."""
-    apply, params, statistics = split(network, remat=remat)
-    optimizer = optax.sgd(1.0)
-    state = TrainState(jnp.int32(0), params, statistics, optimizer.init(params), jax.random.key(0))
-    return make_train_step(apply, optimizer, ()), state
 
 
 def parts(network: Network) -> int:
@@ -43,22 +34,26 @@ def parts(network: Network) -> int:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_computes_each_level_again(family: str, small: Small) -> None:
+def test_a_step_computes_each_level_again(family: str, small: Small, step_of: StepOf) -> None:
     network = small(family)
     for remat, count in ((False, 0), (True, parts(network))):
-        text = str(jax.make_jaxpr(step(network, remat)[0])(step(network, remat)[1], BATCH))
+        step, state = step_of(network, optax.sgd(1.0), remat=remat)
+        text = str(jax.make_jaxpr(step)(state, BATCH))
         assert len(re.findall(r"\b(?:remat2?|checkpoint)\[", text)) == count
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_statistics_and_what_is_dropped_stay(family: str, small: Small) -> None:
+def test_gradients_statistics_and_what_is_dropped_stay(
+    family: str, small: Small, step_of: StepOf
+) -> None:
     network = small(family)
+    steps = [step_of(network, optax.sgd(1.0), remat=remat) for remat in (False, True)]
     with plain_lowerings():
         (once, once_metrics), (again, again_metrics) = (
-            jax.jit(run)(state, BATCH) for run, state in (step(network, r) for r in (False, True))
+            jax.jit(step)(state, BATCH) for step, state in steps
         )
     assert float(once_metrics["loss"]) == pytest.approx(float(again_metrics["loss"]), rel=1e-6)
-    before = step(network, remat=False)[1]
+    before = steps[0][1]
     moved = partial(jax.tree.map, lambda old, new: np.asarray(new - old))
     for one, other, old in (
         (once.params, again.params, before.params),

@@ -1,5 +1,6 @@
 """Training steps of which batch and depth are split over devices, against one device's."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
@@ -13,12 +14,12 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from voxtune.engine.mesh import DATA
-from voxtune.engine.step import TrainState, make_train_step, split
 from voxtune.models.errors import InputError
 from voxtune.models.families import abstract, build
 from voxtune.models.lowering import SPATIAL, conv_plain, plain_lowerings
 from voxtune.models.sharding import check_depth_split
 
+StepOf = Callable[..., tuple[Any, Any]]
 DEPTH, EDGE = 16, 8
 # Small, with all that a family is made of: norms, dropout, windows as wide as a device's slices.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -40,12 +41,13 @@ BATCH = {
 }
 
 
-def run(family: str, data: int, spatial: int) -> tuple[Any, float, str]:
+def run(step_of: StepOf, family: str, data: int, spatial: int) -> tuple[Any, float, str]:
     """A step by the gradient itself: gradients and new statistics, the loss, and the program.
 
     Blocks are augmented in the step, with flips along all axes.
 
     Args:
+        step_of: makes the step.
         family: a key of `NETWORKS`.
         data: devices that the batch is split over.
         spatial: devices that each block's depth is split over.
@@ -56,24 +58,21 @@ def run(family: str, data: int, spatial: int) -> tuple[Any, float, str]:
     mesh = jax.make_mesh(
         (data, spatial), (DATA, SPATIAL), axis_types=(AxisType.Auto,) * 2, devices=devices
     )
-    apply, params, statistics = split(network)
-    optimizer = optax.sgd(1.0)
-    state = TrainState(jnp.int32(0), params, statistics, optimizer.init(params), jax.random.key(0))
+    step, state = step_of(network, optax.sgd(1.0), (0, 1, 2))
     whole, parts = NamedSharding(mesh, P()), NamedSharding(mesh, P(DATA, SPATIAL))
-    step = make_train_step(apply, optimizer, (0, 1, 2))
     jitted = jax.jit(step, in_shardings=(whole, parts), out_shardings=whole)
     with jax.set_mesh(mesh):
         compiled = jitted.lower(state, BATCH).compile()
         after, metrics = compiled(*jax.device_put((state, BATCH), (whole, parts)))
-    gradients = jax.tree.map(np.subtract, params, after.params)
+    gradients = jax.tree.map(np.subtract, state.params, after.params)
     return (gradients, after.statistics), float(metrics["loss"]), compiled.as_text()
 
 
 @cache
-def one_device(family: str) -> tuple[Any, float, str]:
+def one_device(step_of: StepOf, family: str) -> tuple[Any, float, str]:
     """What one device does, its convolutions put to XLA as they are."""
     with plain_lowerings():
-        return run(family, 1, 1)
+        return run(step_of, family, 1, 1)
 
 
 @pytest.mark.parametrize("family", NETWORKS)
@@ -83,10 +82,10 @@ def one_device(family: str) -> tuple[Any, float, str]:
     [(4, 1, nullcontext), (4, 1, plain_lowerings), (1, 4, nullcontext), (2, 2, nullcontext)],
     ids=["batch", "batch-plain", "depth", "both"],
 )
-def test_devices_do_what_one_does_and_gather_nothing(family, data, spatial, lowerings):
-    wanted, its_loss, _ = one_device(family)
+def test_devices_do_what_one_does_and_gather_nothing(step_of, family, data, spatial, lowerings):
+    wanted, its_loss, _ = one_device(step_of, family)
     with lowerings():
-        found, loss, program = run(family, data, spatial)
+        found, loss, program = run(step_of, family, data, spatial)
     assert loss == pytest.approx(its_loss, rel=1e-5)
     for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-5)
