@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from rich.table import Table
 
+from voxtune.engine.metrics import Counts, scores
 from voxtune.engine.subjects import Subject
 from voxtune.engine.volume import check_same_grid, load_label, stem, written_beside
 from voxtune.models.errors import InputError
@@ -49,12 +50,6 @@ class Row:
     difference_ml: float
 
 
-def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Dice of two masks [D, H, W]; NaN when both are empty, 0 when one is."""
-    predicted, true = prediction.astype(bool), truth.astype(bool)
-    return _dice_of_counts(int((predicted & true).sum()), int(predicted.sum()), int(true.sum()))
-
-
 def evaluate(predictions_dir: Path, subjects: Sequence[Subject]) -> list[Row]:
     """Compare the prediction of each subject with its label map.
 
@@ -78,7 +73,7 @@ def evaluate(predictions_dir: Path, subjects: Sequence[Subject]) -> list[Row]:
     ]
     values = sorted({value for count in counts for value in (*count.predicted, *count.true)} - {0})
     names = read_class_names(predictions_dir)
-    return [_row(count, value, names) for count in counts for value in values]
+    return [row for count in counts for row in _rows(count, values, names)]
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -196,7 +191,8 @@ def find_predictions(folder: Path, subjects: Sequence[Subject]) -> list[tuple[Su
 
 def _find_prediction(folder: Path, subject: Subject, names: Sequence[str]) -> Path | None:
     """The first file that exists and is not the subject's own image or label."""
-    own = [file.resolve() for file in (subject.image, subject.label) if file is not None]
+    files = (*subject.images.values(), subject.label)
+    own = [file.resolve() for file in files if file is not None]
     candidates = [folder / f"{name}{suffix}" for name in names for suffix in (".nii.gz", ".nii")]
     return next((c for c in candidates if c.is_file() and c.resolve() not in own), None)
 
@@ -258,21 +254,24 @@ def _histogram(data: np.ndarray) -> dict[int, int]:
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def _row(count: _Counts, value: int, names: Mapping[int, str]) -> Row:
-    predicted, true = count.predicted.get(value, 0), count.true.get(value, 0)
-    return Row(
-        subject=count.subject,
-        value=value,
-        name=names.get(value, f"class {value}"),
-        dice=_dice_of_counts(count.overlap.get(value, 0), predicted, true),
-        predicted_ml=predicted * count.voxel_ml,
-        true_ml=true * count.voxel_ml,
-        difference_ml=(predicted - true) * count.voxel_ml,
+def _rows(count: _Counts, values: Sequence[int], names: Mapping[int, str]) -> list[Row]:
+    overlap, predicted, true = (
+        np.array([found.get(value, 0) for value in (0, *values)])
+        for found in (count.overlap, count.predicted, count.true)
     )
-
-
-def _dice_of_counts(overlap: int, predicted: int, true: int) -> float:
-    return 2 * overlap / (predicted + true) if predicted + true else math.nan
+    dice = scores(Counts(overlap, predicted, true))["dice"]
+    return [
+        Row(
+            subject=count.subject,
+            value=value,
+            name=names.get(value, f"class {value}"),
+            dice=float(dice[index - 1]),
+            predicted_ml=int(predicted[index]) * count.voxel_ml,
+            true_ml=int(true[index]) * count.voxel_ml,
+            difference_ml=int(predicted[index] - true[index]) * count.voxel_ml,
+        )
+        for index, value in enumerate(values, start=1)
+    ]
 
 
 # Statistics for the tables

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from voxtune.engine.evaluate import (
     Row,
-    dice,
     evaluate,
     subject_table,
     summary_table,
@@ -39,7 +38,8 @@ def label(path: Path, counts: dict[int, int], affine: np.ndarray = AFFINE, start
 
 def subject(folder: Path, name: str, counts: dict[int, int], image: str | None = None) -> Subject:
     truth = label(folder / "labels" / f"{name}.nii.gz", counts)
-    return Subject(name, folder / (image or f"images/{name}_t1.nii.gz"), truth, None)
+    images = {"image": folder / (image or f"images/{name}_t1.nii.gz")}
+    return Subject(name, images, truth, None)
 
 
 def text(renderable: Table) -> str:
@@ -47,23 +47,6 @@ def text(renderable: Table) -> str:
     with console.capture() as capture:
         console.print(renderable)
     return capture.get()
-
-
-class TestDice:
-    def test_by_hand(self) -> None:
-        """4 and 6 voxels, 3 shared: 2 * 3 / 10."""
-        a, b = np.zeros((2, 3, 4), bool), np.zeros((2, 3, 4), bool)
-        a.flat[:4] = True
-        b.flat[1:7] = True
-        assert dice(a, b) == dice(b, a) == pytest.approx(0.6)
-        assert dice(a.astype(np.uint8), a.astype(np.int32)) == 1
-
-    def test_both_empty_is_undefined(self) -> None:
-        assert math.isnan(dice(np.zeros((2, 2, 2)), np.zeros((2, 2, 2))))
-
-    def test_one_empty_is_zero(self) -> None:
-        assert dice(np.zeros((2, 2, 2)), np.ones((2, 2, 2))) == 0
-        assert dice(np.ones((2, 2, 2)), np.zeros((2, 2, 2))) == 0
 
 
 class TestEvaluate:
@@ -89,7 +72,7 @@ class TestEvaluate:
         folder = shared_data / "mri" / "hippocampus"
         truth = folder / "labels" / "hippocampus_001.nii.gz"
         (tmp_path / "one.nii.gz").write_bytes(truth.read_bytes())
-        rows = evaluate(tmp_path, (Subject("one", truth, truth, None),))
+        rows = evaluate(tmp_path, (Subject("one", {"image": truth}, truth, None),))
         assert [(row.value, row.dice) for row in rows] == [(1, 1.0), (2, 1.0)]
         voxels = np.asarray(nib.load(truth).dataobj)  # of 1 mm3
         assert rows[0].true_ml == pytest.approx((voxels == 1).sum() / 1000)
@@ -137,7 +120,7 @@ class TestEvaluate:
     def test_no_label(self, tmp_path: Path) -> None:
         label(tmp_path / "out" / "a.nii", {1: 10})
         with pytest.raises(InputError, match="no label"):
-            evaluate(tmp_path / "out", (Subject("a", Path("a.mgz"), None, None),))
+            evaluate(tmp_path / "out", (Subject("a", {"image": Path("a.mgz")}, None, None),))
 
     def test_another_grid(self, tmp_path: Path) -> None:
         subjects = (subject(tmp_path, "a", {1: 10}),)
