@@ -13,9 +13,10 @@ def augment(
 ) -> tuple[Array, Array]:
     """Flips each block along each of some axes with probability a half, and varies intensities.
 
-    Contrast is multiplied by 0.75 to 1.25 round the block's mean, brightness shifted by up to a
-    tenth of the block's standard deviation, and Gaussian noise of up to a tenth of it added: the
-    ranges of nnU-Net's contrast and noise (Isensee et al. 2021), rounded.
+    Of each channel by itself contrast is multiplied by 0.75 to 1.25 round the block's mean,
+    brightness shifted by up to a tenth of the block's standard deviation, and Gaussian noise of up
+    to a tenth of it added: the ranges of nnU-Net's contrast and noise (Isensee et al. 2021),
+    rounded.
 
     Args:
         key: a JAX key; the same key makes the same changes.
@@ -38,8 +39,9 @@ def _augment_one(
     for axis in flip_axes:
         image = jnp.where(flipped[axis], jnp.flip(image, axis), image)
         label = jnp.where(flipped[axis], jnp.flip(label, axis), label)
-    mean, spread = image.mean(), image.std()
-    image = (image - mean) * jax.random.uniform(contrast, minval=0.75, maxval=1.25) + mean
-    image = image + spread * jax.random.uniform(shift, minval=-0.1, maxval=0.1)
-    size = spread * jax.random.uniform(noise_size, maxval=0.1)
+    space, channels = (0, 1, 2), image.shape[-1:]
+    mean, spread = image.mean(space), image.std(space)
+    image = (image - mean) * jax.random.uniform(contrast, channels, minval=0.75, maxval=1.25) + mean
+    image = image + spread * jax.random.uniform(shift, channels, minval=-0.1, maxval=0.1)
+    size = spread * jax.random.uniform(noise_size, channels, maxval=0.1)
     return image + size * jax.random.normal(noise, image.shape, image.dtype), label

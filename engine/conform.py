@@ -132,22 +132,42 @@ def to_scan_grid(conformed: Conformed, probabilities: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(_undo_reorient(winners, conformed.axes, conformed.flipped))
 
 
+def image_to_scan_grid(conformed: Conformed, image: np.ndarray) -> np.ndarray:
+    """An image at each of the scan's own voxels, interpolated linearly where it was resampled.
+
+    Args:
+        conformed: what `conform` returned for the scan.
+        image: float32 [D, H, W] on the conformed grid.
+
+    Returns:
+        float32, shaped as the scan.
+    """
+    if image.shape != conformed.data.shape:
+        raise ValueError(f"{image.shape} is not on the grid {conformed.data.shape}")
+    values = image if conformed.exact else _at_scan_voxels(conformed, image)
+    return np.ascontiguousarray(_undo_reorient(values, conformed.axes, conformed.flipped))
+
+
 def _interpolated_argmax(
     conformed: Conformed, probabilities: np.ndarray, dtype: type[np.integer]
 ) -> np.ndarray:
     """Winning class [reoriented scan shape]; the first wins a tie, as in argmax."""
-    first, second, third = (conformed.scan_shape[axis] for axis in conformed.axes)
-    shape = (first, second, third)
-    to_conformed = np.linalg.inv(conformed.to_reoriented)
-    winners = np.zeros(shape, dtype)
-    best = np.full(shape, -np.inf, np.float32)
-    for index in range(probabilities.shape[-1]):
-        # A contiguous copy: interpolating a strided map takes three times as long.
-        grid = np.ascontiguousarray(probabilities[..., index], np.float32)
-        values = _resample(grid, to_conformed, shape, order=1, outside=None)
+    best = _at_scan_voxels(conformed, probabilities[..., 0])
+    winners = np.zeros(best.shape, dtype)
+    for index in range(1, probabilities.shape[-1]):
+        values = _at_scan_voxels(conformed, probabilities[..., index])
         winners[values > best] = index
         np.maximum(best, values, out=best)
     return winners
+
+
+def _at_scan_voxels(conformed: Conformed, values: np.ndarray) -> np.ndarray:
+    """Values [D, H, W] interpolated linearly at the scan's voxels, [reoriented scan shape]."""
+    first, second, third = (conformed.scan_shape[axis] for axis in conformed.axes)
+    # A contiguous copy: interpolating a strided map takes three times as long.
+    grid = np.ascontiguousarray(values, np.float32)
+    to_conformed = np.linalg.inv(conformed.to_reoriented)
+    return _resample(grid, to_conformed, (first, second, third), order=1, outside=None)
 
 
 def check_target(orientation: str, spacing_mm: tuple[float, float, float] | None) -> None:

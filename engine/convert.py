@@ -23,6 +23,7 @@ from voxtune.engine.model_dir import (
     ModelSpec,
     check_block,
     check_threshold,
+    gives_image,
     labels_voxels,
     write_model,
 )
@@ -144,7 +145,8 @@ def _spec(
         classes=(),
         contract=contract,
     )
-    return dataclasses.replace(spec, classes=classes_of(spec, source.path, known, config.classes))
+    classes = classes_of(spec, source.path, known, config.classes, config.image)
+    return dataclasses.replace(spec, classes=classes)
 
 
 def chosen_contract(usual: Contract, options: Preprocessing) -> Contract:
@@ -182,11 +184,20 @@ def _own_block(conversion: Conversion, usual: tuple[int, int, int]) -> tuple[int
 
 
 def classes_of(
-    spec: ModelSpec, path: Path, known: KnownModel | None, names: tuple[str, ...] | None
+    spec: ModelSpec,
+    path: Path,
+    known: KnownModel | None,
+    names: tuple[str, ...] | None,
+    image: bool = False,
 ) -> tuple[LabelClass, ...]:
     """What the outputs mean; nothing where they are no classes that exclude each other."""
     outputs = spec.arguments["outputs"]
-    images = known is not None and not known.classes
+    if image and (outputs != 1 or spec.output_activation != "linear"):
+        raise InputError(
+            f"--image is for networks of one linear output, and {path} has {outputs} and ends in "
+            f"{spec.output_activation}; leave it out."
+        )
+    images = image or (known is not None and not known.classes)
     several = outputs is not None and outputs > 1
     if images or not labels_voxels(spec) or (several and spec.output_activation == "sigmoid"):
         if names:
@@ -229,7 +240,9 @@ def _summary(
         lines.append("channels-first in the file, channels-last here and in what is exported")
     if known:
         lines.append(known_line(known, by))
-    if not spec.classes:
+    if gives_image(spec):
+        lines.append("no classes: it gives an image, which 'voxtune predict' writes")
+    elif not spec.classes:
         lines.append(
             "no classes: the outputs are not classes of voxels that exclude each other, so "
             "'voxtune predict' cannot use it as it is"

@@ -29,10 +29,11 @@ def create(config: Create, console: Console) -> None:
     arguments = complete(config.model, given)
     contract = chosen_contract(dataclasses.replace(NOBRAINER, block=block), config)
     check_block(config.model, arguments, contract.block)
-    activation = "sigmoid" if arguments["outputs"] == 1 else "softmax"
+    one = "linear" if config.image else "sigmoid"
+    activation = one if arguments["outputs"] == 1 else "softmax"
     spec = ModelSpec(config.model, arguments, activation, (), contract)
     # Class names that lie beside another model.json are not those of this network.
-    classes = classes_of(spec, config.model_dir / DOCUMENT, None, config.classes)
+    classes = classes_of(spec, config.model_dir / DOCUMENT, None, config.classes, config.image)
     spec = dataclasses.replace(spec, classes=classes)
     network = build(config.model, arguments, config.seed)
     write_model(

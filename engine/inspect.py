@@ -71,7 +71,7 @@ def _network(source: KerasModel | KerasWeights, conversion: Conversion) -> list[
         what,
         f"output activation: {conversion.output_activation}, taken off and remembered",
     ]
-    if isinstance(network, GraphNet) and not network.head_path:
+    if isinstance(network, GraphNet) and not network.head_paths:
         lines.append("head: none that fine-tuning could replace; --head keep alone works")
     known, by = recognise(source.path, source.sha256, conversion)
     if known:

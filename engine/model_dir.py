@@ -14,9 +14,10 @@ from voxtune.engine.checkpoint import load_parameters, save_parameters
 from voxtune.engine.conform import check_target
 from voxtune.engine.intensity import IntensityKind
 from voxtune.engine.output import new_folder
+from voxtune.engine.subjects import UNNAMED
 from voxtune.models.activations import ACTIVATIONS
 from voxtune.models.errors import InputError
-from voxtune.models.families import Network, abstract
+from voxtune.models.families import Network, abstract, complete
 from voxtune.models.graph import Graph, fits, results
 from voxtune.models.graph_net import GraphNet
 from voxtune.models.parameters import assemble, shapes
@@ -53,6 +54,7 @@ class Contract:
         intensity: scaling over the whole volume, see `voxtune.engine.intensity`.
         block: shape of the blocks that the network is given, voxels along those axes.
         threshold: probability above which a voxel belongs to the class of a one-class network.
+        channels: what the network's channels are called, in its order; None where nobody knows.
     """
 
     orientation: str
@@ -60,6 +62,7 @@ class Contract:
     intensity: IntensityKind
     block: tuple[int, int, int]
     threshold: float = 0.5
+    channels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,14 @@ class ModelSpec:
     def network(self, parameters: Mapping[str, np.ndarray | jax.Array]) -> Network:
         """The network with these parameters."""
         return assemble(self.family, self.arguments, parameters)
+
+    @property
+    def channels(self) -> int:
+        """How many images of a subject it takes at once."""
+        if self.family != "graph":
+            return int(complete(self.family, self.arguments)["channels"])
+        shape = next(iter(Graph.from_json(self.arguments["graph"]).inputs.values()))
+        return int(shape[-1] or 0)  # never None where it gives values for each voxel
 
     @property
     def names(self) -> dict[int, str]:
@@ -192,37 +203,101 @@ def labels_voxels(spec: ModelSpec) -> bool:
     return _labels_voxels(Graph.from_json(spec.arguments["graph"]), spec.contract.block)
 
 
+def gives_image(spec: ModelSpec) -> bool:
+    """Whether what a network gives is an image, on the grid of the scan."""
+    one = spec.output_activation == "linear" and spec.arguments["outputs"] == 1
+    return one and not spec.classes and labels_voxels(spec)
+
+
 def check_trainable(spec: ModelSpec, folder: Path) -> None:
-    """Makes sure that voxtune can fine-tune a network to label voxels.
+    """Makes sure that voxtune can fine-tune a network.
 
     Raises:
-        InputError: it takes several channels, or gives no value for each voxel.
+        InputError: it gives no value for each voxel.
     """
     if not labels_voxels(spec):
         raise InputError(
             f"{folder} holds a network that gives no values for each voxel of one 3D scan; "
             "fine-tuning and prediction are for networks that do."
         )
-    channels = spec.arguments.get("channels", 1)
-    if channels != 1:
-        raise InputError(
-            f"{folder} holds a network of {channels} channels; voxtune gives networks one scan a "
-            "subject for now."
-        )
 
 
-def check_labels(spec: ModelSpec, folder: Path) -> None:
-    """Makes sure that a network labels voxels, so that it can segment.
+def check_predictable(spec: ModelSpec, folder: Path) -> None:
+    """Makes sure that a network labels voxels or gives an image.
 
     Raises:
-        InputError: it does not.
+        InputError: it does neither.
     """
     check_trainable(spec, folder)
-    if not spec.classes:
+    if not spec.classes and not gives_image(spec):
         raise InputError(
-            f"{folder} holds a network whose outputs are no classes that exclude each other; "
-            "fine-tune it to yours with 'voxtune finetune' first."
+            f"{folder} holds a network whose outputs are no classes that exclude each other, and "
+            "no image; fine-tune it to yours with 'voxtune finetune' first."
         )
+
+
+def prediction_channels(spec: ModelSpec, folder: Path, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Which images of a subject a network takes, in the order of its channels.
+
+    They are taken by name where the contract and the table name them, else as they come.
+
+    Args:
+        spec: the network.
+        folder: its model directory, for the sentence.
+        given: names of a subject's images.
+
+    Raises:
+        InputError: one that the network takes is missing, or they are too few or too many.
+    """
+    wanted = spec.contract.channels
+    if wanted is not None and UNNAMED not in (wanted, given):
+        missing = [f"image_{name}" for name in wanted if name not in given]
+        if missing:
+            raise InputError(
+                f"{folder} holds a network of the channels {', '.join(wanted)}, but the subjects "
+                f"have no {' and no '.join(missing)}; add what is missing to their table."
+            )
+        return wanted
+    if len(given) != spec.channels:
+        raise InputError(_other_number(spec, folder, given))
+    return given
+
+
+def training_channels(spec: ModelSpec, folder: Path, given: tuple[str, ...]) -> tuple[str, ...]:
+    """The images of a subject in the order in which a network is to be trained on them.
+
+    Those that the network knows by name keep their places among its channels, those that it does
+    not know fill the other places, and those that are more than its channels come last.
+
+    Args:
+        spec: the network as it is now.
+        folder: its model directory, for the sentence.
+        given: names of a subject's images.
+
+    Raises:
+        InputError: they are fewer than the network's channels.
+    """
+    if len(given) < spec.channels:
+        raise InputError(_other_number(spec, folder, given))
+    old = spec.contract.channels or given[: spec.channels]
+    new = iter([name for name in given if name not in old])
+    return (*(name if name in given else next(new) for name in old), *new)
+
+
+def _other_number(spec: ModelSpec, folder: Path, given: tuple[str, ...]) -> str:
+    """That a network's channels are more or fewer than the images, as a sentence."""
+    number, names = spec.channels, spec.contract.channels
+    if names is not None and names != UNNAMED:
+        columns = f"the columns {', '.join(f'image_{name}' for name in names)}"
+    elif number > 1:
+        columns = f"{number} columns image_NAME, in the order of its channels"
+    else:
+        columns = "the column of the one that it was trained with"
+    return (
+        f"{folder} holds a network of {number} channel{'s' * (number > 1)}, but there "
+        f"{'is' if len(given) == 1 else 'are'} {len(given)} for each subject "
+        f"({', '.join(given)}); give a subjects table with {columns}."
+    )
 
 
 def check_threshold(threshold: float) -> None:
@@ -238,10 +313,12 @@ def check_threshold(threshold: float) -> None:
 def _spec(document: dict[str, Any]) -> ModelSpec:
     contract = dict(document.pop("contract"))
     spacing, block = contract.pop("spacing_mm"), contract.pop("block")
+    channels = contract.pop("channels", None)  # older files have none
     spec = ModelSpec(
         contract=Contract(
             spacing_mm=None if spacing is None else _three(spacing, float),
             block=_three(block, int),
+            channels=None if channels is None else tuple(map(str, channels)),
             **contract,
         ),
         classes=tuple(LabelClass(**each) for each in document.pop("classes")),
@@ -257,6 +334,9 @@ def _spec(document: dict[str, Any]) -> ModelSpec:
     expected = 2 if outputs == 1 else outputs
     if spec.classes and len(spec.classes) != expected:
         raise ValueError(f"it lists {len(spec.classes)} classes for {outputs} outputs")
+    named = spec.contract.channels
+    if named is not None and (len(named) != spec.channels or len(set(named)) < len(named)):
+        raise ValueError(f"it names the channels {named} of a network that takes {spec.channels}")
     return spec
 
 

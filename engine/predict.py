@@ -1,7 +1,7 @@
-"""From a scan to labels on its own grid, block by block."""
+"""From a scan to labels, or another image, on its own grid, block by block."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from voxtune.engine.conform import to_scan_grid
-from voxtune.engine.dataset import network_image, pad_to_block
+from voxtune.engine.conform import image_to_scan_grid, to_scan_grid
+from voxtune.engine.dataset import load_channels, network_image, pad_to_block
 from voxtune.engine.evaluate import write_class_names
 from voxtune.engine.mesh import data_mesh, memory_errors, on_all, over_data
-from voxtune.engine.model_dir import ModelSpec, check_labels, read_model
+from voxtune.engine.model_dir import (
+    ModelSpec,
+    check_predictable,
+    prediction_channels,
+    read_model,
+)
 from voxtune.engine.output import check_free, make_folder
 from voxtune.engine.step import Apply, make_predict_step, split
-from voxtune.engine.subjects import read_subjects
-from voxtune.engine.volume import Volume, load_image, save_label, stem
+from voxtune.engine.subjects import UNNAMED, read_subjects
+from voxtune.engine.volume import Volume, save_image, save_label, stem
 from voxtune.models.errors import InputError
 
 
@@ -46,24 +51,30 @@ def block_weight(block: Sequence[int]) -> np.ndarray:
 
 
 class Predictor:
-    """Predicts class probabilities of whole volumes, a block for each device at a time.
+    """Predicts whole volumes, a block for each device at a time.
 
     Args:
         apply: the network.
         block: shape of the blocks, voxels.
         overlap: least share of a block that its neighbour covers too.
         mesh: the devices.
+        values: whether the network's outputs are given as they are, not as probabilities.
     """
 
     def __init__(
-        self, apply: Apply, block: tuple[int, int, int], overlap: float, mesh: Mesh
+        self,
+        apply: Apply,
+        block: tuple[int, int, int],
+        overlap: float,
+        mesh: Mesh,
+        values: bool = False,
     ) -> None:
         self._block, self._overlap, self._mesh = block, overlap, mesh
         self._weight = block_weight(block)[..., None]
-        self._step = jax.jit(make_predict_step(apply), out_shardings=over_data(mesh))
+        self._step = jax.jit(make_predict_step(apply, values), out_shardings=over_data(mesh))
 
     def __call__(self, params: Any, statistics: Any, image: np.ndarray) -> np.ndarray:
-        """Probabilities float32 `[D, H, W, K]` of an image `[D, H, W, C]`."""
+        """Probabilities, or values, float32 `[D, H, W, K]` of an image `[D, H, W, C]`."""
         padded, inside = pad_to_block(image, self._block)
         starts = [
             block_starts(size, block, self._overlap)
@@ -93,50 +104,54 @@ class Predictor:
         return tuple(slice(a, a + n) for a, n in zip(corner, self._block, strict=True))
 
 
-def outputs_of(scans: Sequence[Path], names: Sequence[str], folder: Path) -> list[Path]:
-    """The label file of each scan.
+def outputs_of(scans: Sequence[tuple[str, Mapping[str, Path]]], folder: Path) -> list[Path]:
+    """The result's file of each scan, given as in `predict`.
 
     Raises:
-        InputError: two scans would have the same, or one would replace its scan.
+        InputError: two scans would have the same, or one would replace a scan.
     """
     taken: dict[str, Path] = {}
-    for scan, name in zip(scans, names, strict=True):
+    for name, images in scans:
+        first = next(iter(images.values()))
         if name in taken:
             raise InputError(
-                f"{taken[name]} and {scan} would both be written as {folder / name}.nii.gz; "
+                f"{taken[name]} and {first} would both be written as {folder / name}.nii.gz; "
                 "predict them into two folders, or list them in a subjects table."
             )
-        taken[name] = scan
-        if (folder / f"{name}.nii.gz").resolve() == scan.resolve():
-            raise InputError(f"{scan} would be replaced by its own labels; choose another folder.")
-    return [folder / f"{name}.nii.gz" for name in names]
+        taken[name] = first
+        for image in images.values():
+            if (folder / f"{name}.nii.gz").resolve() == image.resolve():
+                raise InputError(
+                    f"{image} would be replaced by its own result; choose another folder."
+                )
+    return [folder / f"{name}.nii.gz" for name, _ in scans]
 
 
 @memory_errors()
 def predict(
     model_dir: Path,
-    scans: Sequence[tuple[str, Path]],
+    scans: Sequence[tuple[str, Mapping[str, Path]]],
     folder: Path,
     *,
     overlap: float,
     overwrite: bool,
     report: Callable[[str], None],
 ) -> list[Path]:
-    """Segments scans; each label volume lies on its scan's own grid.
+    """Segments scans, or makes an image of each; each result lies on its scan's own grid.
 
     Every scan is read and conformed before the first is predicted, so that a bad one is found
     before anything is written.
 
     Args:
         model_dir: model directory.
-        scans: name of the result and path of each scan.
-        folder: where the label volumes go.
+        scans: name of the result and images of each scan, see `voxtune.engine.subjects`.
+        folder: where the results go.
         overlap: least share of a block that its neighbour covers too.
         overwrite: whether results that are there are replaced.
         report: told of each scan done.
 
     Returns:
-        The label volumes, in the order of the scans.
+        The results, in the order of the scans.
 
     Raises:
         InputError: the model or a scan is bad, or the folder exists.
@@ -146,35 +161,48 @@ def predict(
     if not 0 <= overlap < 1:
         raise InputError(f"--overlap {overlap} is not a share of a block; give 0 to 0.9.")
     spec, parameters = read_model(model_dir)
-    check_labels(spec, model_dir)
-    outputs = outputs_of([path for _, path in scans], [name for name, _ in scans], folder)
+    check_predictable(spec, model_dir)
+    outputs = outputs_of(scans, folder)
     check_free(folder, overwrite)
-    for _, path in scans:
-        network_image(load_image(path), spec.contract)
+    chosen = [
+        {name: images[name] for name in prediction_channels(spec, model_dir, tuple(images))}
+        for _, images in scans
+    ]
+    for images in chosen:
+        network_image(load_channels(images), spec.contract)
     mesh = data_mesh()
     apply, params, statistics = split(spec.network(parameters))
     params, statistics = jax.device_put((params, statistics), on_all(mesh))
-    predictor = Predictor(apply, spec.contract.block, overlap, mesh)
+    predictor = Predictor(apply, spec.contract.block, overlap, mesh, values=not spec.classes)
     try:
         make_folder(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}.") from error
-    write_class_names(folder, spec.names)
-    values = np.array([each.value for each in spec.classes])
-    for (_, path), output in zip(scans, outputs, strict=True):
-        scan = load_image(path)
-        labels = values[segment(predictor, params, statistics, scan, spec)]
-        save_label(output, labels, scan)
-        report(f"{output}  {np.count_nonzero(labels) * scan.voxel_ml:.1f} ml labelled")
+    if spec.classes:
+        write_class_names(folder, spec.names)
+    for images, output in zip(chosen, outputs, strict=True):
+        scan = load_channels(images)
+        image, grid = network_image(scan, spec.contract)
+        found = predictor(params, statistics, image)
+        if spec.classes:
+            said = _write_labels(output, to_scan_grid(grid, contested(found, spec)), scan[0], spec)
+        else:
+            said = _write_image(output, image_to_scan_grid(grid, found[..., 0]), scan[0])
+        report(f"{output}  {said}")
     return outputs
 
 
-def segment(
-    predictor: Predictor, params: Any, statistics: Any, scan: Volume, spec: ModelSpec
-) -> np.ndarray:
-    """Class indices on the scan's own grid `[D, H, W]`."""
-    image, grid = network_image(scan, spec.contract)
-    return to_scan_grid(grid, contested(predictor(params, statistics, image), spec))
+def _write_labels(output: Path, indices: np.ndarray, scan: Volume, spec: ModelSpec) -> str:
+    """Writes classes `[D, H, W]` as the values that labels have; says how much there is."""
+    labels = np.array([each.value for each in spec.classes])[indices]
+    save_label(output, labels, scan)
+    return f"{np.count_nonzero(labels) * scan.voxel_ml:.1f} ml labelled"
+
+
+def _write_image(output: Path, values: np.ndarray, scan: Volume) -> str:
+    """Writes values `[D, H, W]` as they are; says between which they lie."""
+    save_image(output, values, scan)
+    return f"values from {values.min():.4g} to {values.max():.4g}"
 
 
 def contested(probabilities: np.ndarray, spec: ModelSpec) -> np.ndarray:
@@ -187,15 +215,15 @@ def contested(probabilities: np.ndarray, spec: ModelSpec) -> np.ndarray:
     return probabilities
 
 
-def scans_of(paths: Sequence[Path], split: str | None) -> list[tuple[str, Path]]:
-    """Name of the result and path of each scan: those given, or those of a subjects table.
+def scans_of(paths: Sequence[Path], split: str | None) -> list[tuple[str, Mapping[str, Path]]]:
+    """Name of the result and images of each scan: those given, or those of a subjects table.
 
     Raises:
         InputError: the table is bad, or a split was asked for without a table.
     """
     if len(paths) == 1 and paths[0].suffix.lower() == ".csv":
         subjects = read_subjects(paths[0], need_label=False, split=split)
-        return [(each.name, each.image) for each in subjects]
+        return [(each.name, each.images) for each in subjects]
     if split is not None:
         raise InputError("--split needs a subjects table; give its CSV file in place of scans.")
-    return [(stem(path), path) for path in paths]
+    return [(stem(path), dict.fromkeys(UNNAMED, path)) for path in paths]

@@ -1,17 +1,20 @@
 """The subjects table: a CSV with `subject,image,label` and, if wanted, `split`.
 
+Columns `image_t1`, `image_flair` and so on in the place of `image` are channels, in that order.
 Paths are relative to the CSV. Each row is one subject; its name also names its output files.
 """
 
 import csv
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from voxtune.models.errors import InputError
 
 SPLITS = ("train", "validation", "test")
+UNNAMED = ("image",)  # the channels of a table that does not name its only one
+_CHANNEL = "image_"  # what the names of channels' columns begin with
 
 
 @dataclass(frozen=True)
@@ -20,15 +23,29 @@ class Subject:
 
     Attributes:
         name: unique, usable as a file name.
-        image: the scan.
-        label: its label map; None when the table was read without labels.
+        images: channel → file, in the table's order; "image" where it names no channel.
+        label: the label map; None when the table was read without labels.
         split: "train", "validation" or "test"; None when the table has no such column.
     """
 
     name: str
-    image: Path
+    images: Mapping[str, Path]
     label: Path | None
     split: str | None
+
+    @property
+    def image(self) -> Path:
+        """The first of its images."""
+        return next(iter(self.images.values()))
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of its images; all subjects of a table have the same."""
+        return tuple(self.images)
+
+    def taking(self, channels: Sequence[str]) -> "Subject":
+        """The subject with these images alone, in this order."""
+        return replace(self, images={name: self.images[name] for name in channels})
 
 
 def read_subjects(
@@ -44,13 +61,14 @@ def read_subjects(
         split: gives the subjects of this split alone. The whole table is checked all the same.
 
     Raises:
-        InputError: the table cannot be read, has no rows, lacks a column, has an empty cell, an
-            unknown split or a name that cannot be a file name; a file does not exist; a subject is
-            there twice; one image is in two splits.
+        InputError: the table cannot be read, has no rows, lacks a column, has both a column image
+            and columns of channels, an empty cell, an unknown split or a name that cannot be a file
+            name; a file does not exist; a subject is there twice; one image is in two splits.
     """
     path = Path(path)
     header, rows = _read_cells(path)
-    wanted = ("subject", "image", "label") if need_label else ("subject", "image")
+    images = _image_columns(path, header)
+    wanted = ("subject", *images, *(["label"] * need_label))
     _check_header(path, header, wanted)
     if not rows:
         raise InputError(f"{path} has a header but no subjects: add one row for each")
@@ -58,7 +76,7 @@ def read_subjects(
     subjects = []
     for number, cells in rows:
         row = _named_cells(path, number, header, cells, columns)
-        subjects.append(_subject(path, number, row))
+        subjects.append(_subject(path, number, row, images))
     _check_unique(path, subjects)
     _check_leaks(path, subjects)
     chosen = tuple(each for each in subjects if split is None or each.split == split)
@@ -72,16 +90,20 @@ def write_subjects(path: Path, splits: Mapping[str, Sequence[Subject]]) -> None:
 
     Args:
         path: the CSV.
-        splits: split → its subjects, with labels.
+        splits: split → its subjects, with labels, all of the same channels.
     """
     folder = path.absolute().parent
+    every = [each for subjects in splits.values() for each in subjects]
+    channels = every[0].channels if every else UNNAMED
+    images = channels if channels == UNNAMED else [f"{_CHANNEL}{name}" for name in channels]
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(("subject", "image", "label", "split"))
+        writer.writerow(("subject", *images, "label", "split"))
         for split, subjects in splits.items():
             for each in subjects:
-                files = (os.path.relpath(file, folder) for file in (each.image, each.label) if file)
-                writer.writerow((each.name, *files, split))
+                files = (*each.images.values(), each.label)
+                shown = (os.path.relpath(file, folder) for file in files if file)
+                writer.writerow((each.name, *shown, split))
 
 
 def _read_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -106,13 +128,22 @@ def _read_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return lines[0][1], lines[1:]
 
 
-def _check_header(path: Path, header: list[str], wanted: Sequence[str]) -> None:
-    if "image" not in header and any(name.startswith("image_") for name in header):
-        several = ", ".join(name for name in header if name.startswith("image_"))
+def _image_columns(path: Path, header: list[str]) -> tuple[str, ...]:
+    """Names of the columns with images, in the table's order."""
+    channels = tuple(dict.fromkeys(name for name in header if name.startswith(_CHANNEL)))
+    if not channels:
+        return UNNAMED
+    if "image" in header:
         raise InputError(
-            f"{path} has several images a subject ({several}), which is not supported yet: "
-            "give one in a column called image"
+            f"{path} has a column image and also {', '.join(channels)}: give one image a subject "
+            "in a column image, or several in columns image_NAME, not both"
         )
+    if _CHANNEL in channels:
+        raise InputError(f"{path} has a column called {_CHANNEL}: name its channel, as in image_t1")
+    return channels
+
+
+def _check_header(path: Path, header: list[str], wanted: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in header]
     if missing:
         found = ", ".join(header)
@@ -142,7 +173,7 @@ def _named_cells(
     return {name: row[name] for name in columns}
 
 
-def _subject(path: Path, number: int, row: dict[str, str]) -> Subject:
+def _subject(path: Path, number: int, row: dict[str, str], images: Sequence[str]) -> Subject:
     name, split = row["subject"], row.get("split")
     if name in (".", "..") or any(sign in name for sign in '/\\\0\n\r:*?"<>|'):
         raise InputError(
@@ -153,14 +184,15 @@ def _subject(path: Path, number: int, row: dict[str, str]) -> Subject:
         raise InputError(
             f"{path} has the split {split!r} in row {number}: write one of {', '.join(SPLITS)}"
         )
-    for column in ("image", "label"):
+    for column in (*images, "label"):
         if column in row and not _is_file(path.parent / row[column]):
             raise InputError(
                 f"{path.parent / row[column]} is not a file, the {column} of {name} in row "
                 f"{number} of {path}: correct the path, which is relative to the table"
             )
     label = path.parent / row["label"] if "label" in row else None
-    return Subject(name, path.parent / row["image"], label, split)
+    files = {column.removeprefix(_CHANNEL): path.parent / row[column] for column in images}
+    return Subject(name, files, label, split)
 
 
 def _is_file(path: Path) -> bool:
@@ -190,9 +222,10 @@ def _check_leaks(path: Path, subjects: Sequence[Subject]) -> None:
     """No image may be in two splits, whatever its rows are called."""
     first: dict[str, Subject] = {}
     for subject in subjects:
-        other = first.setdefault(os.path.realpath(subject.image), subject)
-        if other.split != subject.split:
-            raise InputError(
-                f"{path} has the image {subject.image} in two splits, as {other.name} in "
-                f"{other.split} and as {subject.name} in {subject.split}: keep one row"
-            )
+        for image in subject.images.values():
+            other = first.setdefault(os.path.realpath(image), subject)
+            if other.split != subject.split:
+                raise InputError(
+                    f"{path} has the image {image} in two splits, as {other.name} in "
+                    f"{other.split} and as {subject.name} in {subject.split}: keep one row"
+                )

@@ -1,4 +1,4 @@
-"""Scans and label maps: NIfTI and MGH files in, label maps on the scan's own grid out.
+"""Scans and label maps: NIfTI and MGH files in, labels and images on the scan's own grid out.
 
 A file is checked before its voxels are believed: what it claims must fit what is on the disk, its
 numbers must be finite, its affine invertible. What is wrong becomes one sentence (`InputError`).
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -111,40 +111,45 @@ def load_label(path: str | Path) -> Volume:
     return Volume(stored.astype(_label_dtype(stored, path)), affine, path, header)
 
 
-def check_same_grid(image: Volume, label: Volume) -> Volume:
-    """Check that a label map lies voxel on voxel on an image.
+def check_same_grid(
+    image: Volume,
+    other: Volume,
+    interpolation: Literal["nearest-neighbour", "linear"] = "nearest-neighbour",
+) -> Volume:
+    """Check that a label map, or another image, lies voxel on voxel on an image.
+
+    Args:
+        image: what it should lie on.
+        other: the label map or the other image.
+        interpolation: what the sentence advises where it has to be resampled.
 
     Returns:
-        The label with the image's affine. The two may differ by rounding, and only equal affines
+        The other with the image's affine. The two may differ by rounding, and only equal affines
         are sure to be conformed to equal grids.
 
     Raises:
         InputError: shapes or affines differ.
     """
-    advice = "pair the right files, or resample the label onto the image with nearest neighbour"
-    if image.data.shape != label.data.shape:
+    advice = f"pair the right files, or resample the first onto the second ({interpolation})"
+    if image.data.shape != other.data.shape:
         raise InputError(
-            f"{label.path} has shape {label.data.shape} but {image.path} has {image.data.shape}: "
+            f"{other.path} has shape {other.data.shape} but {image.path} has {image.data.shape}: "
             f"{advice}"
         )
-    axes_differ = np.abs(image.affine[:3, :3] - label.affine[:3, :3]) > (
+    axes_differ = np.abs(image.affine[:3, :3] - other.affine[:3, :3]) > (
         AXIS_TOLERANCE * np.asarray(image.spacing_mm)
     )
-    origins_differ = np.abs(image.affine[:3, 3] - label.affine[:3, 3]) > ORIGIN_TOLERANCE_MM
+    origins_differ = np.abs(image.affine[:3, 3] - other.affine[:3, 3]) > ORIGIN_TOLERANCE_MM
     if axes_differ.any() or origins_differ.any():
         raise InputError(
-            f"{label.path} has the affine {_in_one_line(label.affine)} but {image.path} has "
+            f"{other.path} has the affine {_in_one_line(other.affine)} but {image.path} has "
             f"{_in_one_line(image.affine)}: {advice}"
         )
-    return replace(label, affine=image.affine)
+    return replace(other, affine=image.affine)
 
 
 def save_label(path: str | Path, data: np.ndarray, like: Volume) -> None:
-    """Write a label map on the very grid of a scan.
-
-    The scan's header is kept (both forms and their codes, units, voxel sizes, byte order, NIfTI
-    version), its text and extensions are not: they can name the person. A scan from an MGH file
-    gives a NIfTI-1 file with the same affine.
+    """Write a label map on the very grid of a scan, in the smallest type that holds its values.
 
     Args:
         path: where to write, `.nii` or `.nii.gz`. An existing file is replaced.
@@ -154,16 +159,29 @@ def save_label(path: str | Path, data: np.ndarray, like: Volume) -> None:
     Raises:
         InputError: the path does not end in .nii or .nii.gz or cannot be written.
     """
-    path = Path(path)
+    _save(Path(path), data.astype(_label_dtype(data, Path(path))), like)
+
+
+def save_image(path: str | Path, data: np.ndarray, like: Volume) -> None:
+    """Write an image on the very grid of a scan, float32; the rest as `save_label`."""
+    _save(Path(path), data.astype(np.float32), like)
+
+
+def _save(path: Path, data: np.ndarray, like: Volume) -> None:
+    """Write a volume on the very grid of a scan.
+
+    The scan's header is kept (both forms and their codes, units, voxel sizes, byte order, NIfTI
+    version), its text and extensions are not: they can name the person. A scan from an MGH file
+    gives a NIfTI-1 file with the same affine.
+    """
     if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path} cannot be written: label maps are NIfTI, name it .nii.gz or .nii")
+        raise InputError(f"{path} cannot be written: results are NIfTI, name it .nii.gz or .nii")
     if data.shape != like.data.shape:
-        raise ValueError(f"labels {data.shape} are not on the scan's grid {like.data.shape}")
-    labels = data.astype(_label_dtype(data, path))
+        raise ValueError(f"{data.shape} is not on the scan's grid {like.data.shape}")
     if isinstance(like.header, nib.Nifti1Header):
-        image = _label_image(labels, like.header)
+        image = _nifti(data, like.header)
     else:
-        image = _label_image_from_affine(labels, like.affine)
+        image = _nifti_from_affine(data, like.affine)
     with written_beside(path) as temporary:
         nib.save(image, temporary)
 
@@ -344,8 +362,8 @@ def _in_one_line(affine: np.ndarray) -> str:
 # Writing
 
 
-def _label_image(labels: np.ndarray, scan_header: Any) -> Any:
-    """NIfTI image of labels [D, H, W] under what of the scan's header describes the grid."""
+def _nifti(data: np.ndarray, scan_header: Any) -> Any:
+    """NIfTI image of data [D, H, W] under what of the scan's header describes the grid."""
     two = isinstance(scan_header, nib.Nifti2Header)
     header_class: Any = nib.Nifti2Header if two else nib.Nifti1Header
     image_class: Any = nib.Nifti2Image if two else nib.Nifti1Image
@@ -360,16 +378,16 @@ def _label_image(labels: np.ndarray, scan_header: Any) -> Any:
     for field in ("intent_code", "intent_p1", "intent_p2", "intent_p3", "cal_min", "cal_max"):
         header[field] = 0
     pixdim = header["pixdim"].copy()
-    header.set_data_shape(labels.shape)  # one frame in 4D becomes 3D
+    header.set_data_shape(data.shape)  # one frame in 4D becomes 3D
     header["pixdim"] = pixdim  # which set_data_shape overwrites beyond the third
-    header.set_data_dtype(labels.dtype)
+    header.set_data_dtype(data.dtype)
     # No affine is given, so nibabel has no reason to touch the forms.
-    return image_class(labels, None, header)
+    return image_class(data, None, header)
 
 
-def _label_image_from_affine(labels: np.ndarray, affine: np.ndarray) -> Any:
-    """NIfTI-1 image of labels [D, H, W] at an affine, for a scan that was not NIfTI."""
-    image = nib.Nifti1Image(labels, affine)
+def _nifti_from_affine(data: np.ndarray, affine: np.ndarray) -> Any:
+    """NIfTI-1 image of data [D, H, W] at an affine, for a scan that was not NIfTI."""
+    image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")

@@ -92,3 +92,17 @@ def test_the_key_alone_decides(changed):
 
 def test_blocks_of_one_batch_differ(changed):
     assert len({image.tobytes() for image in changed[0]}) == DRAWS
+
+
+def test_each_channel_is_changed_by_its_own_spread():
+    """The second is the first a thousand times over: so are its contrast, shift and noise."""
+    image = np.concatenate([IMAGE, 1000 * IMAGE[::-1]], axis=-1)
+    given = np.repeat(image[None], DRAWS, axis=0)
+    label = np.repeat(LABEL[None], DRAWS, axis=0)
+    found, _ = jax.jit(augment, static_argnums=3)(jax.random.key(0), given, label, ())
+    shifts = (np.asarray(found) - image).mean((1, 2, 3)) / image.std((0, 1, 2))
+    for channel in range(2):
+        assert 0.08 < abs(shifts[:, channel]).max() < 0.1 + 4 * 0.1 / np.sqrt(EDGE**3)
+        for one in found:
+            assert np.corrcoef(one[..., channel].ravel(), image[..., channel].ravel())[0, 1] > 0.98
+    assert abs(np.corrcoef(shifts.T)[0, 1]) < 0.3

@@ -475,7 +475,7 @@ def test_predictions_never_replace_a_scan_or_a_strangers_folder(
     scan.rename(folder / "a.nii.gz")
     (folder / "a.nii.gz").write_bytes(gzip.compress(before[scan]))
     command = ("predict", model_dir, folder / "a.nii.gz", "-o", folder, "--overwrite")
-    assert "would be replaced by its own labels" in refused(*command)
+    assert "would be replaced by its own result" in refused(*command)
 
 
 def test_names_are_never_markup(model_dir: Path, table: Path, capsys: pytest.CaptureFixture[str]):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from voxtune.engine.conform import Conformed, conform, to_scan_grid
+from voxtune.engine.conform import Conformed, conform, image_to_scan_grid, to_scan_grid
 from voxtune.engine.volume import Volume
 from voxtune.models.errors import InputError
 
@@ -217,6 +217,25 @@ class TestConform:
         assert not to_scan_grid(conformed, np.ones((5, 1, 1, 3))).any()  # ties go to the first
         with pytest.raises(ValueError, match="grid"):
             to_scan_grid(conformed, np.zeros((4, 1, 1, 2), np.float32))
+
+    def test_images_are_interpolated_linearly(self, volume: Callable[..., Volume]) -> None:
+        """From voxels of 1 mm at 0, 1, 2 ... to voxels of 0.1 mm."""
+        scan = volume(np.arange(41, dtype=np.float32).reshape(41, 1, 1), np.diag([0.1, 1, 1, 1]))
+        conformed = conform(scan, "RAS", (1, 1, 1), "image")
+        found = image_to_scan_grid(conformed, np.float32([0, 10, 30, 30, 20]).reshape(5, 1, 1))
+        assert (found.shape, found.dtype) == ((41, 1, 1), np.float32)
+        np.testing.assert_allclose(found.ravel()[[0, 5, 10, 14, 36, 40]], [0, 5, 10, 18, 24, 20])
+        with pytest.raises(ValueError, match="grid"):
+            image_to_scan_grid(conformed, np.zeros((5, 1, 2), np.float32))
+
+    def test_reoriented_images_come_back_unchanged(
+        self, oriented_affine: Callable[..., np.ndarray], volume: Callable[..., Volume]
+    ) -> None:
+        scan = volume(
+            RNG.normal(size=(4, 5, 6)).astype(np.float32), oriented_affine("PIR", (1,) * 3)
+        )
+        conformed = conform(scan, "LAS", None, "image")
+        np.testing.assert_array_equal(image_to_scan_grid(conformed, conformed.data), scan.data)
 
 
 def test_conformed_is_immutable(volume: Callable[..., Volume]) -> None:

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from voxtune.engine.cli import main
 from voxtune.engine.config import Convert
-from voxtune.engine.convert import convert_file
-from voxtune.engine.model_dir import Contract, read_model
+from voxtune.engine.convert import classes_of, convert_file
+from voxtune.engine.model_dir import Contract, ModelSpec, read_model
 from voxtune.models.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -201,3 +201,20 @@ def test_the_tensors_are_shown(tfjs: Path):
 def test_the_published_meshnets_convert(name: str, shared_data: Path, tmp_path: Path):
     source = shared_data / "keras" / "brainchop" / name
     assert main(["convert", str(source), str(tmp_path / "model")]) == 0
+
+
+class TestImages:
+    """A network of one linear output gives an image where a person says so."""
+
+    def spec(self, outputs: int, activation: str) -> ModelSpec:
+        contract = Contract("RAS", None, "zscore", (8, 8, 8))
+        return ModelSpec("meshnet", {"outputs": outputs}, activation, (), contract)
+
+    def test_it_has_no_classes(self) -> None:
+        assert classes_of(self.spec(1, "linear"), Path("net.h5"), None, None, image=True) == ()
+        assert len(classes_of(self.spec(1, "linear"), Path("net.h5"), None, None)) == 2
+
+    @pytest.mark.parametrize(("outputs", "activation"), [(2, "linear"), (1, "sigmoid")])
+    def test_other_networks_give_none(self, outputs: int, activation: str) -> None:
+        with pytest.raises(InputError, match=r"--image .* net\.h5 has"):
+            classes_of(self.spec(outputs, activation), Path("net.h5"), None, None, image=True)

@@ -16,7 +16,11 @@ from voxtune.engine.model_dir import (
     LabelClass,
     ModelSpec,
     check_block,
+    check_predictable,
+    gives_image,
+    prediction_channels,
     read_model,
+    training_channels,
     write_model,
 )
 from voxtune.models.errors import InputError
@@ -84,13 +88,124 @@ def test_a_scan_may_keep_its_own_spacing(tmp_path: Path):
     assert read_model(tmp_path / "own")[0] == spec
 
 
+def several(channels: int, *names: str) -> ModelSpec:
+    """A network of several channels, with names where there are any."""
+    contract = dataclasses.replace(SPEC.contract, channels=names or None)
+    return dataclasses.replace(
+        SPEC, arguments={**ARGUMENTS, "channels": channels}, contract=contract
+    )
+
+
+def values_of(spec: ModelSpec) -> dict[str, np.ndarray]:
+    return {path: np.zeros(shape) for path, shape in shapes(spec.family, spec.arguments).items()}
+
+
+def test_channels_keep_their_names(tmp_path: Path):
+    spec = several(2, "t1", "flair")
+    write_model(tmp_path / "two", spec, values_of(spec), history={})
+    assert read_model(tmp_path / "two")[0] == spec
+    assert spec.channels == 2
+
+
+def test_an_older_model_json_names_no_channels(model_dir: Path):
+    path = model_dir / "model.json"
+    document = json.loads(path.read_text())
+    del document["contract"]["channels"]
+    path.write_text(json.dumps(document))
+    spec, _ = read_model(model_dir)
+    assert spec == SPEC
+    assert spec.contract.channels is None
+    assert spec.channels == 1
+
+
+def test_a_graph_takes_the_channels_of_its_input():
+    head = {"name": "head", "kind": "Activation", "config": {"activation": "linear"}}
+    graph = {
+        "layers": [head],
+        "calls": [{"name": "head", "layer": "head", "inputs": ["image"]}],
+        "inputs": {"image": [8, 8, 8, 3]},
+        "outputs": ["head"],
+    }
+    spec = dataclasses.replace(SPEC, family="graph", arguments={"graph": graph, "outputs": 3})
+    assert spec.channels == 3
+
+
+@pytest.mark.parametrize("names", [(), ("image",), ("t1", "flair")])
+def test_images_are_taken_by_name_where_both_sides_have_names(names: tuple[str, ...]):
+    spec, folder = several(len(names) or 2, *names), Path("model")
+    if names == ("t1", "flair"):
+        assert prediction_channels(spec, folder, ("flair", "t2", "t1")) == names
+        with pytest.raises(InputError, match=r"channels t1, flair, .* no image_t1 and no image_fl"):
+            prediction_channels(spec, folder, ("t2", "pd"))
+    else:
+        given = ("flair", "t1")[: spec.channels]
+        assert prediction_channels(spec, folder, given) == given
+        with pytest.raises(InputError, match=rf"{spec.channels} channel.* are 3 .*t2"):
+            prediction_channels(spec, folder, ("flair", "t1", "t2"))
+
+
+def test_an_image_without_a_name_is_the_channel_of_a_network_of_one():
+    folder = Path("model")
+    assert prediction_channels(several(1, "t1"), folder, ("image",)) == ("image",)
+    for spec, columns in ((several(2), "2 columns image_NAME"), (several(2, "a", "b"), "image_b")):
+        with pytest.raises(InputError, match=rf"2 channels, but there is 1 .*{columns}"):
+            prediction_channels(spec, folder, ("image",))
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "wanted"),
+    [
+        (("t1", "flair"), ("flair", "t1"), ("t1", "flair")),
+        (("t1", "flair"), ("t2", "flair", "t1"), ("t1", "flair", "t2")),
+        (("t1", "flair"), ("flair", "t1c", "t2"), ("t1c", "flair", "t2")),
+        (("t1", "flair"), ("t1c", "t2"), ("t1c", "t2")),
+        (("t1",), ("image",), ("image",)),
+        (("image",), ("t1", "t2"), ("t1", "t2")),
+        ((), ("t1", "t2"), ("t1", "t2")),
+        (("t1", "flair"), ("t1",), None),
+    ],
+)
+def test_channels_that_a_network_knows_keep_their_places_in_training(
+    names: tuple[str, ...], given: tuple[str, ...], wanted: tuple[str, ...] | None
+):
+    spec = several(len(names) or 1, *names)
+    if wanted is None:
+        with pytest.raises(InputError, match=r"2 channels, but there is 1"):
+            training_channels(spec, Path("model"), given)
+    else:
+        assert training_channels(spec, Path("model"), given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("outputs", "activation", "classes", "image"),
+    [
+        (1, "linear", (), True),
+        (1, "sigmoid", (), False),
+        (3, "linear", (), False),
+        (1, "linear", SPEC.classes[:2], False),
+    ],
+)
+def test_one_linear_output_without_classes_is_an_image(
+    outputs: int, activation: str, classes: tuple[LabelClass, ...], image: bool
+):
+    arguments = {**ARGUMENTS, "outputs": outputs}
+    spec = dataclasses.replace(
+        SPEC, arguments=arguments, output_activation=activation, classes=classes
+    )
+    assert gives_image(spec) == image
+    if image or classes:
+        check_predictable(spec, Path("model"))
+    else:
+        with pytest.raises(InputError, match="no classes that exclude each other, and no image"):
+            check_predictable(spec, Path("model"))
+
+
 def test_a_one_output_network_has_two_classes(tmp_path: Path):
     arguments = {**ARGUMENTS, "outputs": 1}
     spec = dataclasses.replace(
         SPEC, arguments=arguments, output_activation="sigmoid", classes=SPEC.classes[:2]
     )
-    values = {path: np.zeros(shape) for path, shape in shapes("meshnet", arguments).items()}
-    write_model(tmp_path / "one", spec, values, history={})
+    write_model(tmp_path / "one", spec, values_of(spec), history={})
     assert read_model(tmp_path / "one")[0] == spec
 
 
@@ -175,6 +290,8 @@ ALTERATIONS = {
     "an orientation that is a number": change("contract", "orientation", to=5),
     "a threshold of words": change("contract", "threshold", to="high"),
     "no threshold": change("contract", "threshold", to=None),
+    "channels that are a number": change("contract", "channels", to=1),
+    "names of more channels": change("contract", "channels", to=["t1", "t2"]),
     "an unknown family": change("family", to="resnet"),
     "a family that is a list": change("family", to=["meshnet"]),
     "arguments that are a list": change("arguments", to=[1]),

@@ -8,7 +8,14 @@ import pytest
 from matplotlib.image import imread
 
 from voxtune.engine import picture
-from voxtune.engine.picture import MAX_BYTES, PREDICTION_COLOUR, TRUTH_COLOUR, draw_contours
+from voxtune.engine.picture import (
+    MAX_BYTES,
+    PREDICTION_COLOUR,
+    TRUTH_COLOUR,
+    draw_contours,
+    draw_predictions,
+)
+from voxtune.engine.subjects import Subject
 from voxtune.engine.volume import Volume, load_image, load_label
 from voxtune.models.errors import InputError
 
@@ -134,6 +141,25 @@ def test_hippocampus(shared_data: Path, tmp_path: Path) -> None:
         rows.append((name, image, label, None))
     draw_contours(rows, tmp_path / "a.png")
     assert len(pixels(tmp_path / "a.png", TRUTH_COLOUR)) > 100
+
+
+def test_the_first_channel_is_drawn(tmp_path: Path) -> None:
+    """As when it were the only one; a prediction that is an image has no outlines to draw."""
+    files = {name: tmp_path / f"{name}.nii" for name in ("t1", "t2", "label")}
+    for name, path in files.items():
+        data = ball((9, 9, 9), (4, 4, 4), 3) if name == "label" else noise(9, 9, 9)
+        nib.save(nib.Nifti1Image(data, np.eye(4)), path)
+    predictions = tmp_path / "out"
+    predictions.mkdir()
+    nib.save(nib.load(files["label"]), predictions / "a.nii.gz")
+    both = {"t1": files["t1"], "t2": files["t2"]}
+    for name, images in (("two", both), ("one", {"image": files["t1"]})):
+        subject = Subject("a", images, files["label"], None)
+        draw_predictions(predictions, (subject,), tmp_path / f"{name}.png")
+    assert (tmp_path / "two.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+    nib.save(nib.load(files["t2"]), predictions / "a.nii.gz")
+    with pytest.raises(InputError, match=r"a\.nii\.gz is not a label map"):
+        draw_predictions(predictions, (subject,), tmp_path / "image.png")
 
 
 def test_no_folder(tmp_path: Path) -> None:

@@ -3,19 +3,24 @@
 import csv
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import nibabel as nib
+import nibabel.processing
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from voxtune.engine.conform import conform
+from voxtune.engine.dataset import pad_to_block
 from voxtune.engine.mesh import data_mesh
 from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, write_model
 from voxtune.engine.predict import Predictor, block_starts, block_weight, predict, scans_of
 from voxtune.engine.step import split
+from voxtune.engine.volume import load_image
 from voxtune.models.errors import InputError
 from voxtune.models.parameters import assemble, shapes
 
@@ -250,7 +255,7 @@ class TestFolder:
         dark = np.zeros((24, 24, 24), np.float32)
         dark[:2, :2, :2] = 1
         nib.save(nib.Nifti1Image(dark, np.eye(4)), tmp_path / "dark.nii")
-        given = [("ras", scans["ras"]), ("dark", tmp_path / "dark.nii")]
+        given = scans_of([scans["ras"], tmp_path / "dark.nii"], None)
         with pytest.raises(InputError, match=r"dark\.nii cannot be scaled"):
             predict_quietly(tmp_path / "model", given, tmp_path / "out")
         assert {path.name for path in tmp_path.iterdir()} == {"model", "dark.nii"}
@@ -259,13 +264,14 @@ class TestFolder:
     def test_an_overlap_that_makes_no_sense(
         self, model_dir: Path, scans: dict[str, Path], tmp_path: Path, overlap: float
     ) -> None:
+        given = scans_of([scans["ras"]], None)
         with pytest.raises(InputError, match="--overlap"):
-            predict_quietly(model_dir, [("ras", scans["ras"])], tmp_path / "out", overlap=overlap)
+            predict_quietly(model_dir, given, tmp_path / "out", overlap=overlap)
 
 
 def predict_quietly(
     model_dir: Path,
-    given: Sequence[tuple[str, Path]],
+    given: Sequence[tuple[str, Mapping[str, Path]]],
     folder: Path,
     overlap: float = 0.25,
     overwrite: bool = False,
@@ -283,7 +289,7 @@ class TestScans:
         )]  # fmt: skip
         table.write_text("\n".join(["subject,image,split", *rows]))
         every = scans_of([table], None)
-        assert every == [(f"sub-{name}", path) for name, path in scans.items()]
+        assert every == [(f"sub-{name}", {"image": path}) for name, path in scans.items()]
         assert scans_of([table], "test") == every[1:3]
 
     def test_scans_are_called_as_their_files_are(self) -> None:
@@ -309,7 +315,7 @@ def test_a_one_output_network_obeys_the_threshold_and_overwrite_replaces(tmp_pat
             contract=dataclasses.replace(SPEC.contract, threshold=threshold),
         )
         write_model(tmp_path / "one", spec, thresholds(1), history={}, overwrite=True)
-        given = [("ramp", tmp_path / "ramp.nii")]
+        given = scans_of([tmp_path / "ramp.nii"], None)
         (output,) = predict_quietly(tmp_path / "one", given, tmp_path / "out", overwrite=True)
         found = np.asanyarray(nib.load(output).dataobj)
         wanted = ramp > 0.5 + np.log(threshold / (1 - threshold)) / 4
@@ -322,6 +328,168 @@ def test_a_one_output_network_obeys_the_threshold_and_overwrite_replaces(tmp_pat
         "notes.txt",
         "ramp.nii.gz",
     }
+
+
+class TestChannels:
+    """A network of the channels t1 and t2 that finds a lesion where t1 - t2 is above 1/2."""
+
+    SHAPE = (8, 8, 8)
+    SPEC = dataclasses.replace(
+        SPEC,
+        arguments={**ARGUMENTS, "channels": 2, "outputs": 1},
+        output_activation="sigmoid",
+        classes=(LabelClass(0, "background"), LabelClass(5, "lesion")),
+        contract=Contract("RAS", None, "minmax", SHAPE, 0.5, channels=("t1", "t2")),
+    )
+
+    @pytest.fixture
+    def model(self, tmp_path: Path) -> Path:
+        kernel = np.zeros((3, 3, 3, 2, 1), np.float32)
+        kernel[1, 1, 1, :, 0] = (1, -1)
+        values = {**thresholds(1), "block1/conv/kernel": kernel}
+        write_model(tmp_path / "model", self.SPEC, values, history={})
+        return tmp_path / "model"
+
+    @pytest.fixture
+    def images(self, tmp_path: Path) -> dict[str, np.ndarray]:
+        """From 0 to 1 each, on an LAS grid, in t1.nii and t2.nii."""
+        affine = affine_of("LAS", self.SHAPE)
+        found = {}
+        for seed, name in enumerate(("t1", "t2")):
+            data = np.random.default_rng(seed).random(self.SHAPE)
+            found[name] = ((data - data.min()) / np.ptp(data)).astype(np.float32)
+            nib.save(nib.Nifti1Image(100 * found[name] - 50, affine), tmp_path / f"{name}.nii")
+        return found
+
+    def table(self, folder: Path, *channels: str) -> list[tuple[str, Mapping[str, Path]]]:
+        path = folder / "subjects.csv"
+        header = ",".join(f"image_{name}" for name in channels)
+        cells = ",".join("t1.nii" if name == "pd" else f"{name}.nii" for name in channels)
+        path.write_text(f"subject,{header}\none,{cells}\n")
+        return scans_of([path], None)
+
+    @pytest.mark.parametrize("columns", [("t1", "t2"), ("t2", "pd", "t1")])
+    def test_they_are_taken_by_name(
+        self, model: Path, images: dict[str, np.ndarray], tmp_path: Path, columns: tuple[str, ...]
+    ) -> None:
+        (output,) = predict_quietly(model, self.table(tmp_path, *columns), tmp_path / "out")
+        wanted = images["t1"] - images["t2"] > 0.5
+        assert 0.05 < wanted.mean() < 0.3
+        found = nib.load(output)
+        np.testing.assert_array_equal(np.asanyarray(found.dataobj), np.where(wanted, 5, 0))
+        np.testing.assert_array_equal(found.affine, affine_of("LAS", self.SHAPE))
+
+    def test_one_that_is_missing_is_named(
+        self, model: Path, images: dict[str, np.ndarray], tmp_path: Path
+    ) -> None:
+        for given in (("t1",), ("t1", "pd")):
+            with pytest.raises(InputError, match=r"channels t1, t2, .* have no image_t2;"):
+                predict_quietly(model, self.table(tmp_path, *given), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_a_bare_scan_is_answered_with_the_columns_of_a_table(
+        self, model: Path, images: dict[str, np.ndarray], tmp_path: Path
+    ) -> None:
+        given = scans_of([tmp_path / "t1.nii", tmp_path / "t2.nii"], None)
+        with pytest.raises(InputError, match=r"2 channels.* table with .* image_t1, image_t2"):
+            predict_quietly(model, given, tmp_path / "out")
+
+    def test_two_grids_are_refused(
+        self, model: Path, images: dict[str, np.ndarray], tmp_path: Path
+    ) -> None:
+        nib.save(nib.Nifti1Image(images["t2"], np.eye(4)), tmp_path / "t2.nii")
+        with pytest.raises(InputError, match=r"t2\.nii has the affine"):
+            predict_quietly(model, self.table(tmp_path, "t1", "t2"), tmp_path / "out")
+
+    def test_no_channel_is_replaced_by_the_result(
+        self, model: Path, images: dict[str, np.ndarray], tmp_path: Path
+    ) -> None:
+        given = [("t2", {"t1": tmp_path / "t1.nii", "t2": tmp_path / "t2.nii.gz"})]
+        with pytest.raises(InputError, match=r"t2\.nii\.gz would be replaced"):
+            predict_quietly(model, given, tmp_path)
+
+
+IMAGE_SPEC = dataclasses.replace(
+    SPEC,
+    arguments={**ARGUMENTS, "outputs": 1},
+    output_activation="linear",
+    classes=(),
+    contract=Contract("RAS", (1.0, 1.0, 1.0), "zscore", (52, 52, 52)),
+)
+NEIGHBOURS = ndimage.generate_binary_structure(3, 1) / 7  # a voxel and the six beside it
+
+
+@pytest.fixture(scope="module")
+def image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that gives an image: 2 * relu(mean of a voxel and its six neighbours) - 1."""
+    values = {
+        "block1/conv/kernel": NEIGHBOURS.reshape(3, 3, 3, 1, 1),
+        "block1/conv/bias": np.zeros(1),
+        "head/kernel": np.full((1, 1, 1, 1, 1), 2),
+        "head/bias": np.full(1, -1),
+    }
+    folder = tmp_path_factory.mktemp("models") / "image"
+    write_model(
+        folder,
+        IMAGE_SPEC,
+        {path: value.astype(np.float32) for path, value in values.items()},
+        history={},
+    )
+    return folder
+
+
+class TestImages:
+    @pytest.mark.parametrize("name", ["lia", "sheared"])
+    def test_they_lie_on_the_scans_grid(
+        self, image_model: Path, scans: dict[str, Path], tmp_path: Path, name: str
+    ) -> None:
+        """The block holds the whole volume."""
+        (output,) = predict_quietly(image_model, scans_of([scans[name]], None), tmp_path / "out")
+        scan = load_image(scans[name])
+        grid = conform(scan, "RAS", (1.0, 1.0, 1.0), "image")
+        assert grid.exact == (name == "lia")
+        padded, inside = pad_to_block((grid.data - grid.data.mean()) / grid.data.std(), (52,) * 3)
+        mean = ndimage.convolve(padded, NEIGHBOURS, mode="constant")[inside]
+        made = nib.Nifti1Image(2 * np.maximum(mean, 0) - 1, grid.affine)
+        wanted = nibabel.processing.resample_from_to(
+            made, (scan.data.shape, scan.affine), order=1, mode="nearest"
+        )
+        found = nib.load(output)
+        assert found.get_data_dtype() == np.float32
+        np.testing.assert_array_equal(found.affine, nib.load(scans[name]).affine)
+        np.testing.assert_allclose(found.get_fdata(), wanted.get_fdata(), atol=1e-4)
+        assert np.ptp(wanted.get_fdata()) > 2
+        files = {path.name for path in output.parent.iterdir()}
+        assert files == {".voxtune", f"{name}.nii.gz"}  # and no names of classes
+
+    def test_blocks_are_blended(self, scans: dict[str, Path], tmp_path: Path) -> None:
+        """A network that looks at one voxel gives the same for it in each block: 4 x - 2."""
+        contract = dataclasses.replace(SPEC.contract, block=(16, 24, 20))
+        spec = dataclasses.replace(IMAGE_SPEC, contract=contract)
+        write_model(tmp_path / "model", spec, thresholds(1), history={})
+        given = scans_of([scans["lia"]], None)
+        (output,) = predict_quietly(tmp_path / "model", given, tmp_path / "out")
+        brightness = nib.load(scans["lia"]).get_fdata()
+        np.testing.assert_allclose(nib.load(output).get_fdata(), 4 * brightness - 2, atol=1e-5)
+
+    def test_what_is_reported_is_the_range(
+        self, image_model: Path, scans: dict[str, Path], tmp_path: Path
+    ) -> None:
+        told: list[str] = []
+        given = scans_of([scans["small"]], None)
+        (output,) = predict(
+            image_model, given, tmp_path / "out", overlap=0, overwrite=False, report=told.append
+        )
+        data = nib.load(output).get_fdata()
+        assert told == [f"{output}  values from {data.min():.4g} to {data.max():.4g}"]
+
+    def test_several_outputs_that_are_no_classes_are_refused(
+        self, scans: dict[str, Path], tmp_path: Path
+    ) -> None:
+        spec = dataclasses.replace(IMAGE_SPEC, arguments=ARGUMENTS)
+        write_model(tmp_path / "model", spec, thresholds(3), history={})
+        with pytest.raises(InputError, match="no classes that exclude each other, and no image"):
+            predict_quietly(tmp_path / "model", scans_of([scans["ras"]], None), tmp_path / "out")
 
 
 class TestBlocks:

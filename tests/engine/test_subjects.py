@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from voxtune.engine.subjects import Subject, read_subjects
+from voxtune.engine.subjects import Subject, read_subjects, write_subjects
 from voxtune.models.errors import InputError
 
 
@@ -39,19 +39,25 @@ def refused(path: Path, *reasons: str, need_label: bool = True) -> None:
         assert reason in message
 
 
+def subject(folder: Path, name: str, split: str | None, **images: str) -> Subject:
+    """A subject with these files of the folder `images`, or the one of its own name."""
+    files = {
+        channel: folder / f"images/{file}.nii.gz"
+        for channel, file in (images or {"image": name}).items()
+    }
+    return Subject(name, files, folder / f"labels/{name}.nii.gz", split)
+
+
 def test_rows_become_subjects(folder: Path) -> None:
     path = write(folder, "subject,image,label,split", row("a", "train"), row("b", "test"))
-    assert read_subjects(path) == (
-        Subject("a", folder / "images/a.nii.gz", folder / "labels/a.nii.gz", "train"),
-        Subject("b", folder / "images/b.nii.gz", folder / "labels/b.nii.gz", "test"),
-    )
+    found = read_subjects(path)
+    assert found == (subject(folder, "a", "train"), subject(folder, "b", "test"))
+    assert (found[0].image, found[0].channels) == (folder / "images/a.nii.gz", ("image",))
 
 
 def test_split_is_optional_and_columns_come_in_any_order(folder: Path) -> None:
     path = write(folder, "age,label,subject,image", "9,labels/a.nii.gz,a,images/b.nii.gz")
-    assert read_subjects(path) == (
-        Subject("a", folder / "images/b.nii.gz", folder / "labels/a.nii.gz", None),
-    )
+    assert read_subjects(path) == (subject(folder, "a", None, image="b"),)
 
 
 def test_what_excel_does(folder: Path) -> None:
@@ -131,9 +137,60 @@ def test_a_column_twice(folder: Path) -> None:
     refused(write(folder, "subject,image,label,image", row("a")), "two columns called image")
 
 
-def test_several_channels(folder: Path) -> None:
-    path = write(folder, "subject,image_t1,image_t1c,label", row("a"))
-    refused(path, "image_t1, image_t1c", "not supported yet")
+class TestChannels:
+    HEADER = "image_t2,subject,image_t1,label,split"
+    ROWS = (
+        "images/a.nii.gz,a,images/b.nii.gz,labels/a.nii.gz,train",
+        "images/c.nii.gz,c,images/d.nii.gz,labels/c.nii.gz,test",
+    )
+
+    def test_they_come_in_the_order_of_the_columns(self, folder: Path) -> None:
+        found = read_subjects(write(folder, self.HEADER, *self.ROWS))
+        assert found == (
+            subject(folder, "a", "train", t2="a", t1="b"),
+            subject(folder, "c", "test", t2="c", t1="d"),
+        )
+        assert [each.channels for each in found] == [("t2", "t1")] * 2
+        assert found[0].image == folder / "images/a.nii.gz"
+
+    def test_a_subject_can_do_with_some_in_another_order(self, folder: Path) -> None:
+        found, _ = read_subjects(write(folder, self.HEADER, *self.ROWS))
+        assert found.taking(("t1", "t2")).channels == ("t1", "t2")
+        assert found.taking(("t1",)) == subject(folder, "a", "train", t1="b")
+
+    @pytest.mark.parametrize("header", [HEADER, "subject,image,label,split"])
+    def test_what_is_written_is_read_again(self, folder: Path, header: str) -> None:
+        rows = self.ROWS if header == self.HEADER else (row("a", "train"), row("c", "test"))
+        found = read_subjects(write(folder, header, *rows))
+        (folder / "run").mkdir()
+        again = folder / "run" / "subjects.csv"
+        write_subjects(again, {"train": found[:1], "test": found[1:]})
+        resolved = [
+            [each.images[name].resolve() for name in each.channels] for each in read_subjects(again)
+        ]
+        assert resolved == [list(each.images.values()) for each in found]
+        assert [each.channels for each in read_subjects(again)] == [each.channels for each in found]
+
+    @pytest.mark.parametrize(
+        ("header", "reason"),
+        [
+            ("subject,image,image_t2,label", "a column image and also image_t2"),
+            ("subject,image_t1,image_t1,label", "two columns called image_t1"),
+            ("subject,image_t1,image_,label", "a column called image_:"),
+        ],
+    )
+    def test_columns_that_make_no_sense(self, folder: Path, header: str, reason: str) -> None:
+        refused(write(folder, header, "a,images/a.nii.gz,images/b.nii.gz,labels/a.nii.gz"), reason)
+
+    def test_each_of_them_is_looked_at(self, folder: Path) -> None:
+        for cell, reason in (("", "nothing under image_t1 in row 2"), ("no", "the image_t1 of a")):
+            line = f"images/a.nii.gz,a,{cell},labels/a.nii.gz,train"
+            refused(write(folder, self.HEADER, line), reason)
+
+    def test_a_second_channel_in_two_splits(self, folder: Path) -> None:
+        leaking = "images/b.nii.gz,c,images/d.nii.gz,labels/c.nii.gz,test"
+        path = write(folder, self.HEADER, self.ROWS[0], leaking)
+        refused(path, "b.nii.gz in two splits", "as a in train and as c in test")
 
 
 def test_too_many_cells(folder: Path) -> None:

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from voxtune.engine.conform import conform, to_scan_grid
-from voxtune.engine.volume import Volume, check_same_grid, load_image, load_label, save_label
+from voxtune.engine.volume import (
+    Volume,
+    check_same_grid,
+    load_image,
+    load_label,
+    save_image,
+    save_label,
+)
 from voxtune.models.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -401,6 +408,23 @@ class TestRoundTrip:
         save_label(tmp_path / "out.nii", data, scan)
         assert nib.load(tmp_path / "out.nii").get_data_dtype() == dtype
         assert load_label(tmp_path / "out.nii").data.max() == high
+
+    def test_images_keep_their_values_whatever_the_scan_was_scaled_by(
+        self, tmp_path: Path, oriented_affine: Callable[..., np.ndarray]
+    ) -> None:
+        affine = oriented_affine("LIA", (1, 1, 1.5))
+        image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), affine)
+        image.header.set_slope_inter(2.0, -5.0)
+        image.header["cal_max"] = 99
+        image.to_filename(tmp_path / "in.nii.gz")
+        scan = load_image(tmp_path / "in.nii.gz")
+        values = np.linspace(-1e-3, 2e5, 24).reshape(2, 3, 4)
+        save_image(tmp_path / "out.nii.gz", values, scan)
+        found = nib.load(tmp_path / "out.nii.gz")
+        assert found.get_data_dtype() == np.float32
+        assert found.header["cal_max"] == 0
+        np.testing.assert_array_equal(np.asanyarray(found.dataobj), values.astype(np.float32))
+        np.testing.assert_array_equal(found.affine, scan.affine)
 
     def test_writing_where_one_cannot(
         self, tmp_path: Path, blob: Callable[..., np.ndarray]
