@@ -1,142 +1,347 @@
-"""Where a run starts from: the classes, the contract, and the network with its parameters."""
+"""Where a run starts from: the network, and what each of its tensors is at first."""
 
-import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from voxtune.engine.config import Finetune
-from voxtune.engine.dataset import found_classes
-from voxtune.engine.losses import IGNORE
-from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, check_block
-from voxtune.engine.volume import Volume
+from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model
+from voxtune.engine.path_map import LEFT_OUT, PathMap
+from voxtune.engine.rules import nearest, shortened
+from voxtune.engine.sources import Source, Target
+from voxtune.engine.surgery import (
+    Array,
+    Extension,
+    class_bias,
+    is_bias,
+    with_places,
+)
+from voxtune.engine.task import listed, spec_of
 from voxtune.models.errors import InputError
-from voxtune.models.families import build
-from voxtune.models.parameters import by_path
+from voxtune.models.families import Network, abstract
+
+_LISTED = 12  # lines about tensors that a log has at most
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the first value of a parameter or statistic comes from.
+
+    Attributes:
+        how: in a word.
+        detail: in a few.
+        pretrained: whether it is a pretrained value, which an anchor may pull to.
+    """
+
+    how: Literal["loaded", "adapted", "initialised"]
+    detail: str
+    pretrained: bool = False
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where training starts from.
+    """Where training starts from. Every tensor that there is, is accounted for.
 
     Attributes:
         spec: the network to train.
-        parameters: path → array.
-        origin: path → "loaded" or "initialised ...", for every parameter.
-        head: path of the network's last layer, or of the few that depend on its classes.
+        parameters: path → array, of all parameters and statistics.
+        origin: path → where that comes from.
+        dropped: tensors of the model directories that are not used → why; those of `--init-from`
+            with its folder before their path.
+        heads: paths of the network's last layers.
+        notes: what a person should know of it, sentences.
     """
 
     spec: ModelSpec
-    parameters: dict[str, np.ndarray | jax.Array]
-    origin: dict[str, str]
-    head: str
+    parameters: dict[str, Array]
+    origin: dict[str, Origin]
+    dropped: dict[str, str]
+    heads: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def network(self) -> Network:
+        """The network, with shapes in the place of arrays."""
+        return abstract(self.spec.family, self.spec.arguments)
+
+    @property
+    def pretrained(self) -> frozenset[str]:
+        """Paths of what starts from pretrained values."""
+        return frozenset(path for path, origin in self.origin.items() if origin.pretrained)
+
+    def to_json(self) -> dict[str, Any]:
+        """What became of each tensor, as JSON values."""
+        parameters = {path: origin.detail for path, origin in self.origin.items()}
+        return {"parameters": parameters, "dropped": self.dropped, "notes": list(self.notes)}
+
+    def lines(self) -> list[str]:
+        """The same for a person: counts, and what is not simply loaded."""
+        hows = [origin.how for origin in self.origin.values()] + ["dropped"] * len(self.dropped)
+        order = ("loaded", "adapted", "initialised", "dropped")
+        counts = ", ".join(f"{hows.count(how)} {how}" for how in order if how in hows)
+        groups: dict[str, list[str]] = {}
+        for path, origin in self.origin.items():
+            if origin.how != "loaded":
+                groups.setdefault(origin.detail, []).append(path)
+        for path, reason in self.dropped.items():
+            groups.setdefault(f"dropped, {reason}", []).append(path)
+        shown = [f"  {text}: {shortened(paths, 4)}" for text, paths in groups.items()]
+        if len(shown) > _LISTED:
+            more = len(shown) - _LISTED + 1
+            shown[_LISTED - 1 :] = [f"  and {more} more such lines, all in parameters.json"]
+        notes = (f"note: {each}" for each in self.notes)
+        return [f"{self.spec.family}, tensors: {counts}", *shown, *notes]
+
+
+_Given = tuple[Array, Origin]
 
 
 def make_start(
     spec: ModelSpec,
-    parameters: Mapping[str, np.ndarray],
+    parameters: Mapping[str, Array],
     classes: Sequence[LabelClass],
     contract: Contract,
+    prevalence: np.ndarray,
     config: Finetune,
 ) -> Start:
-    """The network to train: the model's trunk, and its head or a new one for the classes.
+    """The network to train, and what each of its tensors is at first.
+
+    Args:
+        spec: the model that is fine-tuned.
+        parameters: its tensors.
+        classes: what `voxtune.engine.task.classes_of` gives.
+        contract: what `contract_of` gives there.
+        prevalence: what `prevalence_of` gives there, `[K]`.
+        config: of the run; the model directory `init_from` is read here.
 
     Raises:
-        InputError: the head is to be kept but the classes are others.
+        InputError: the model cannot be fitted to the classes and channels, or an option makes no
+            sense.
     """
-    keep_head = config.head == "keep"
-    if keep_head and [each.value for each in classes] != [each.value for each in spec.classes]:
+    target = Target.of(spec_of(spec, classes, contract, config), prevalence)
+    if config.head != "keep" and not target.heads:
         raise InputError(
-            f"--head keep needs the model's own classes ({listed(spec.classes)}), but the labels "
-            f"have {listed(classes)}: pass --head new."
+            f"{config.model_dir} holds a network whose outputs come from no single convolution "
+            "that could be replaced; pass --head keep."
         )
-    if keep_head:
-        new = dataclasses.replace(spec, contract=contract)
-    else:
-        new = dataclasses.replace(
-            spec,
-            arguments={**spec.arguments, "outputs": len(classes)},
-            output_activation="softmax",
-            classes=tuple(classes),
-            contract=contract,
-        )
-    if not new.classes:
-        raise InputError(
-            f"{config.model_dir} has no classes to keep: it does not label voxels; pass --head new."
-        )
-    network = build(new.family, new.arguments, config.seed)
-    fresh = by_path(network)
-    start: dict[str, np.ndarray | jax.Array] = {}
-    origin: dict[str, str] = {}
-    for path, value in fresh.items():
-        in_head = path.startswith(f"{network.head_path}/")
-        if config.init == "pretrained" and (keep_head or not in_head):
-            start[path], origin[path] = parameters[path], "loaded"
-        else:
-            start[path], origin[path] = value, f"initialised from seed {config.seed}"
-    return Start(new, start, origin, network.head_path)
+    other = _other(target, config)
+    given: dict[str, _Given] = {}
+    dropped = dict.fromkeys(parameters, "--init random")
+    notes: list[str] = []
+    if config.init == "pretrained":
+        mine = Source.of(config.model_dir, spec, parameters, target)
+        sources = (mine, other) if other else (mine,)
+        head, reason = _head_source(mine, other, target, config)
+        for source in sources:
+            given |= _fitted(source, head, target, config)
+        if config.head == "extend":
+            given |= _extended(head, given, target, config)
+        dropped = _dropped(mine, other, head, target, reason, config)
+        notes = [note for source in sources for note in source.notes(target)]
+    given |= _initialised(target, target.shapes.keys() - given.keys(), config)
+    return Start(
+        spec=target.spec,
+        parameters={path: given[path][0] for path in target.shapes},
+        origin={path: given[path][1] for path in target.shapes},
+        dropped=dropped,
+        heads=target.heads,
+        notes=(*notes, *_notes(spec, target, config)),
+    )
 
 
-def classes_of(
-    config: Finetune, spec: ModelSpec, pairs: Sequence[tuple[Volume, Volume]]
-) -> tuple[LabelClass, ...]:
-    """The classes to learn: those named, the model's own where its head is kept, or those found.
-
-    Raises:
-        InputError: --labels makes no sense, or the training scans lack a class.
-    """
-    chosen = _named_classes(config)
-    if config.head == "keep":
-        return chosen or spec.classes
-    classes = chosen or found_classes(pairs)
-    present = {int(value) for _, label in pairs for value in np.unique(label.data)}
-    absent = [each for each in classes[1:] if each.value not in present]
-    if len(classes) < 2 or absent:
-        missing = listed(absent) if absent else "any class but background"
-        raise InputError(
-            f"{config.subjects} has no voxel of {missing} in its training scans; "
-            "check the labels and the option --labels."
-        )
-    if len(classes) > IGNORE:
-        raise InputError(
-            f"{config.subjects} has {len(classes)} label values, {IGNORE} are the most; name the "
-            "classes with --labels, or merge some."
-        )
-    return classes
-
-
-def _named_classes(config: Finetune) -> tuple[LabelClass, ...] | None:
-    """The classes named with --labels, background first."""
-    if config.labels is None:
+def _other(target: Target, config: Finetune) -> Source | None:
+    """The model directory of `--init-from`, its paths as `--map` has them."""
+    paths, folder = PathMap.parse(config.map), config.init_from
+    if folder is None:
+        if config.map:
+            raise InputError("--map says where the weights of --init-from go; pass that too.")
         return None
-    classes = dict[int, LabelClass]()
-    for text in config.labels:
-        value, _, name = text.partition("=")
-        if not re.fullmatch(r"\s*-?\d+\s*", value) or not name.strip():
-            raise InputError(f"--labels takes VALUE=NAME, such as 1=lesion; '{text}' is not that.")
-        taken = {"mean", *(each.name for each in classes.values())}  # the log has a mean
-        if int(value) in classes or name.strip() in taken:
-            raise InputError(f"--labels: the value or the name of '{text}' is taken already.")
-        classes[int(value)] = LabelClass(int(value), name.strip())
-    classes.setdefault(0, LabelClass(0, "background"))
-    background_first = sorted(classes, key=lambda value: (value != 0, value))
-    return tuple(classes[value] for value in background_first)
+    if config.init == "random":
+        raise InputError("--init random takes no weights; leave --init-from out.")
+    return Source.of(folder, *read_model(folder), target, paths)
 
 
-def contract_of(spec: ModelSpec, config: Finetune) -> Contract:
-    """The model's contract, with the block that was asked for.
+def _head_source(
+    mine: Source, other: Source | None, target: Target, config: Finetune
+) -> tuple[Source, str]:
+    """Whose head is used, and why the other's is not."""
+    if config.head == "new":
+        return mine, "the last layer is new"
+    given: Mapping[str, Array] = {} if other is None else other.tensors
+    theirs = {path: given[path].shape for path in target.in_head & given.keys()}
+    if other is None or not theirs:
+        return mine, ""
+    if target.in_head - theirs.keys():
+        return mine, "not all of the last layer is there"
+    wanted = target.shaped(other.spec.channels, mine.spec.arguments["outputs"])
+    if theirs != {path: wanted.get(path) for path in theirs}:
+        one = len(target.heads) == 1
+        return mine, f"the last layer{' has another shape' if one else 's have other shapes'}"
+    if [each.value for each in other.spec.classes] != [each.value for each in mine.spec.classes]:
+        return mine, "its classes are others"
+    return other, ""
+
+
+def _fitted(source: Source, head: Source, target: Target, config: Finetune) -> dict[str, _Given]:
+    """What is used of a source, its kernels that read the image made to fit the channels.
+
+    Args:
+        source: the source.
+        head: the one whose head is used, which is given as it is for that one's classes.
+        target: the network to train.
+        config: of the run.
 
     Raises:
-        InputError: the block does not suit the network.
+        InputError: a tensor does not fit, or its channels cannot be put in order.
     """
-    block = config.block or spec.contract.block
-    check_block(spec.family, spec.arguments, block)
-    return dataclasses.replace(spec.contract, block=block)
+    new = config.head == "new"
+    outputs = target.outputs if new else head.spec.arguments["outputs"]
+    left = target.in_head if new or source is not head else frozenset[str]()
+    tensors = {path: each for path, each in source.tensors.items() if path not in left}
+    before, after = source.spec.channels, target.spec.channels
+    wanted = target.shaped(after, outputs)
+    odd = [path for path, each in tensors.items() if each.shape != wanted[path]]
+    places = source.places(target)
+    axes: dict[str, int] = {}
+    if odd or places != tuple(range(before)):
+        readers = target.readers(before, outputs)
+        for path in dict.fromkeys([*odd, *(path for path in tensors if path in readers)]):
+            shape, axis = readers.get(path, ((), None))
+            if axis is None or shape != tensors[path].shape or before > after:
+                raise InputError(source.misfit(path, wanted[path]))
+            axes[path] = axis
+        if not readers and before == after:
+            raise InputError(
+                f"{source.folder} has its channels in another order, and the kernels of this "
+                "network cannot be reordered; leave --init-from out."
+            )
+    adapted = with_places(tensors, axes, places, config.new_channels)
+    given = {path: _loaded(source, path) for path in tensors.keys() - adapted.keys()}
+    for path, (value, text) in adapted.items():
+        given[path] = value, Origin("adapted", f"adapted{source.whence(path)}: {text}", True)
+    return given
 
 
-def listed(classes: Sequence[LabelClass]) -> str:
-    """Classes for a sentence: "0 background, 1 lesion"."""
-    return ", ".join(f"{each.value} {each.name}" for each in classes)
+def _loaded(source: Source, path: str) -> _Given:
+    """A tensor as it is."""
+    return source.tensors[path], Origin("loaded", f"loaded{source.whence(path)}", True)
+
+
+def _extended(
+    source: Source, given: Mapping[str, _Given], target: Target, config: Finetune
+) -> dict[str, _Given]:
+    """A head, which is given for its own classes, with outputs for further ones."""
+    old, classes = source.spec.arguments["outputs"], len(target.spec.classes)
+    extend = Extension(old, target.prevalence, target.heads)
+    drawn = target.fresh(config.seed, {path for path in target.in_head if extend.draws(path)})
+    kept = len(source.spec.classes)
+    found: dict[str, _Given] = {}
+    for path in target.in_head:
+        value, origin = given[path]
+        adapted = origin.how == "adapted"
+        before = f"{origin.detail}," if adapted else f"adapted{source.whence(path)}:"
+        text = f"{before} {kept} classes kept, {classes - kept} added"
+        extended = extend(path, value, target.shapes[path], drawn.get(path))
+        found[path] = extended, Origin("adapted", text)
+    return found
+
+
+def _initialised(target: Target, paths: set[str], config: Finetune) -> dict[str, _Given]:
+    """What no model directory gives."""
+    biases = {path for path in paths if target.spec.classes and is_bias(path, target.heads)}
+    drawn = target.fresh(config.seed, paths - biases)
+    from_seed = Origin("initialised", f"initialised from seed {config.seed}")
+    given: dict[str, _Given] = {path: (value, from_seed) for path, value in drawn.items()}
+    for path in biases:
+        odds = "log odds" if target.outputs == 1 else "log"
+        origin = Origin("initialised", f"initialised: {odds} of class prevalence")
+        given[path] = class_bias(target.prevalence, target.outputs), origin
+    return given
+
+
+def _dropped(
+    mine: Source,
+    other: Source | None,
+    head: Source,
+    target: Target,
+    reason: str,
+    config: Finetune,
+) -> dict[str, str]:
+    """Tensors that are not used → why.
+
+    Args:
+        mine: the model that is fine-tuned.
+        other: that of `--init-from`.
+        head: the one whose head is used.
+        target: the network to train.
+        reason: why the head of the other one is not used, or of both if it is new.
+        config: of the run.
+
+    Raises:
+        InputError: the other one gives nothing.
+    """
+    dropped = dict(mine.unplaced)
+    if config.head == "new":
+        dropped |= {path: reason for path in mine.tensors if path in target.in_head}
+    if other is None:
+        return dropped
+    used = {path for path in other.tensors if head is other or path not in target.in_head}
+    if not used:
+        raise InputError(_gives_nothing(other, target, reason))
+    dropped |= {
+        path: f"replaced by that of {other.folder}" for path in mine.tensors if path in used
+    }
+    dropped |= {other.name(own): why for own, why in other.unplaced.items()}
+    return dropped | {
+        other.name(own): reason for path, own in other.own.items() if path not in used
+    }
+
+
+def _gives_nothing(other: Source, target: Target, reason: str) -> str:
+    """That nothing of a model directory is used, and why its head is not, as a sentence."""
+    whys = {**other.unplaced, **dict.fromkeys(other.own.values(), reason)}
+    homeless = [own for own, why in other.unplaced.items() if why != LEFT_OUT]
+    first = (homeless or list(whys))[0]
+    advice = "leave less of it out"
+    if homeless:
+        near = shortened(nearest(first, target.shapes))
+        advice = f"the nearest are {near}; say with --map OLD=NEW where its weights go"
+    return (
+        f"{other.folder} gives this network nothing. Of its {first}, for one: {whys[first]}; "
+        f"{advice}."
+    )
+
+
+def _notes(spec: ModelSpec, target: Target, config: Finetune) -> list[str]:
+    """What a person should know of where training starts from."""
+    notes: list[str] = []
+    classes = target.spec.classes
+    if config.head != "keep" or config.init == "random":
+        biased = {path.rpartition("/")[0] for path in target.shapes if is_bias(path, target.heads)}
+        notes += [
+            f"{head} has no bias: its classes do not start at their prevalence"
+            for head in target.heads
+            if classes and head not in biased
+        ]
+    if config.head != "new":
+        new = {each.value: each.name for each in classes}
+        notes += [
+            f"the model's class {each.value} {each.name} is called {new[each.value]} here"
+            for each in spec.classes
+            if new.get(each.value, each.name) != each.name
+        ]
+    if config.head != "new" and config.init != "random":
+        absent = [c for c, p in zip(classes, target.prevalence, strict=True) if not p]
+        if absent:
+            notes.append(f"no training scan has {listed(absent)}, which the network will unlearn")
+    if (
+        config.head == "extend"
+        and spec.arguments["outputs"] == 1
+        and spec.contract.threshold != 0.5
+    ):
+        notes.append(
+            f"the threshold {spec.contract.threshold:g} was for one class; of several the most "
+            "probable wins"
+        )
+    return notes
