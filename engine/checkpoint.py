@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -14,31 +15,11 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from voxtune.engine.trees import flat, nested
 from voxtune.models.errors import InputError
 
 # What Orbax and its storage libraries raise on files that are missing, cut short or no checkpoint.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, RuntimeError, ocp.errors.InvalidLayoutError)
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a/b": x}` → `{"a": {"b": x}}`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[name] = value
-    return tree
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": x}}` → `{"a/b": x}`."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        found |= flat(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
-    return found
 
 
 def save_parameters(directory: Path, parameters: Mapping[str, np.ndarray | jax.Array]) -> None:
@@ -116,27 +97,42 @@ def _without_aftermath() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _quality(metrics: Mapping[str, float]) -> float:
+    return metrics.get("quality", -math.inf)
+
+
 class Checkpoints:
-    """The checkpoints of a run, written in the background; the newest `keep` stay.
+    """The checkpoints of a run, written in the background; the newest `keep` stay, and the best.
 
     Args:
         directory: where they go, one folder a step.
-        keep: how many stay.
+        keep: how many of the newest stay.
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
-        policy = ocp.training.preservation_policies.LatestN(keep)
+        policies = ocp.training.preservation_policies
+        policy = policies.AnyPreservationPolicy(
+            [policies.LatestN(keep), policies.BestN(get_metric_fn=_quality, n=1)]
+        )
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(), preservation_policy=policy
         )
 
-    def save(self, step: int, state: Any, metrics: Mapping[str, float]) -> None:
-        """Starts writing a step's whole state; returns before it is on disk."""
+    def save(self, step: int, state: Any, quality: float) -> None:
+        """Starts writing a step's whole state; returns before it is on disk.
+
+        Args:
+            step: its number.
+            state: all of it.
+            quality: of two checkpoints the better one has more; NaN where it is not known.
+        """
         # Forced, or Orbax leaves out a step while the one before is still being written.
-        self._checkpointer.save_async(step, state, metrics=dict(metrics), force=True)
+        metrics = {} if math.isnan(quality) else {"quality": quality}
+        self._checkpointer.save_async(step, state, metrics=metrics, force=True)
 
     def restore(self, like: Any, step: int | None = None) -> Any:
         """The state of a step (the newest by default), with the shapes and shardings of `like`."""
+        self._checkpointer.wait()  # what is still being written cannot be read
         return self._checkpointer.load(step, like)
 
     def __enter__(self) -> Self:

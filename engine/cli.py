@@ -5,14 +5,25 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Annotated, Any, Union, get_args
 
 import tyro
 from rich.console import Console
 
 from voxtune.engine import config
+from voxtune.engine.recipes import named_recipe
 from voxtune.models.errors import InputError
 
 STOPPED = 130  # exit status after Ctrl-C
+_SEVERAL = (
+    "--rule",
+    "--labels",
+    "--map",
+    "--class-weights",
+    "--classes",
+    "--arguments",
+    "--lambda",
+)
 
 
 def entry() -> None:
@@ -37,8 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given == ["--version"]:
         print(version("voxtune"))
         return 0
+    try:
+        _check_once(given)
+    except InputError as error:
+        print(f"voxtune: {error}", file=sys.stderr)
+        return 2
     command = tyro.cli(
-        config.Command,
+        _commands(given),
         prog="voxtune",
         description="Fine-tune pretrained 3D brain-imaging networks in JAX.",
         args=given or ["--help"],
@@ -55,6 +71,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("voxtune: stopped.", file=sys.stderr)
         return STOPPED
+
+
+def _check_once(given: Sequence[str]) -> None:
+    """Makes sure that no option of several values is given twice: the second would replace the
+    first in silence.
+
+    Raises:
+        InputError: one is.
+    """
+    options = [each.partition("=")[0] for each in given]
+    twice = next((each for each in _SEVERAL if options.count(each) > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice} is given twice; give all its values after one.")
+
+
+def _commands(given: Sequence[str]) -> Any:
+    """The commands, with the defaults of the recipe that a command line names."""
+    places = dict.fromkeys(("model_dir", "subjects", "run_dir"), tyro.MISSING)
+    usual = config.Finetune(**places, **named_recipe(given))
+    finetune = Annotated[config.Finetune, tyro.conf.subcommand("finetune", default=usual)]
+    commands = get_args(config.Command)
+    return Union[*(finetune if each is config.Finetune else each for each in commands)]
 
 
 def run(command: config.Command, console: Console) -> int:

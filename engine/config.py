@@ -19,6 +19,22 @@ FamilyName = Literal[
 ]
 
 
+RecipeName = Literal["voxtune", "nobrainer"]
+LossName = Literal[
+    "dice_cross_entropy",
+    "cross_entropy",
+    "dice",
+    "jaccard",
+    "generalized_dice",
+    "tversky",
+    "focal_tversky",
+    "focal",
+    "elbo",
+    "mean_squared_error",
+    "mean_absolute_error",
+]
+
+
 @dataclass(frozen=True)
 class Source:
     """A Keras file, and what it does not say itself."""
@@ -55,6 +71,8 @@ class Preprocessing:
     """Probability above which a voxel belongs to the class of a one-class network."""
     classes: tuple[str, ...] | None = field(default=None, kw_only=True)
     """Names of the classes, background first."""
+    image: bool = field(default=False, kw_only=True)
+    """The network gives an image by its one linear output, not classes."""
 
 
 @dataclass(frozen=True)
@@ -112,35 +130,101 @@ class Finetune:
     model_dir: Annotated[Positional[Path], arg(metavar="MODEL_DIR")]
     """Model directory to start from."""
     subjects: Annotated[Positional[Path], arg(metavar="SUBJECTS.csv")]
-    """CSV with columns subject, image, label and, if wanted, split (train, validation, test)."""
+    """CSV with columns subject, image, label and, if wanted, split (train, validation, test).
+    Columns image_t1, image_flair, ... in the place of image are channels, in that order."""
     run_dir: Annotated[Positional[Path], arg(metavar="RUN_DIR")]
     """Folder to make; its subfolder 'model' is the new model directory."""
+    recipe: RecipeName = "voxtune"
+    """Whose defaults the other options have: voxtune's, or those of Nobrainer's guide to transfer
+    learning. See --recipe NAME --help."""
+    dry_run: bool = False
+    """Show what would happen to each parameter, and what a step would cost; nothing is written."""
+
     steps: int = 300
     """Training steps."""
-    batch: int | None = None
-    """Blocks a step, over all devices; by default 2, or one for each device if that is more."""
-    block: Block | None = None
+    batch: Annotated[int | None, arg(metavar="INT")] = None
+    """Blocks a step, over all devices; by default 2, or as many as --accumulate and the devices
+    ask for."""
+    accumulate: int = 1
+    """Compute a step's gradient in so many parts, one after the other: less memory."""
+    block: Annotated[Block | None, arg(metavar="INT INT INT")] = None
     """Shape of a block in the network's orientation, voxels; by default the model's."""
+
+    loss: LossName = "dice_cross_entropy"
+    """What is minimised; see the README. The last two are for networks that give an image."""
+    class_weights: Annotated[tuple[float, ...] | None, arg(metavar="FLOAT...")] = None
+    """Weight of each class in cross-entropy and focal loss, background first."""
+    label_smoothing: float = 0.0
+    """Share of a label that cross-entropy spreads over all classes."""
+
+    optimizer: Literal["adamw", "adam", "sgd", "lion"] = "adamw"
+    """adam is Keras's, without decay; sgd has Nesterov momentum 0.99, nnU-Net's."""
+    schedule: Literal["cosine", "polynomial", "constant"] = "cosine"
+    """How learning rates go after the warm-up: to zero by a cosine or by nnU-Net's polynomial, or
+    not at all."""
+    warmup: Annotated[int | None, arg(metavar="INT")] = None
+    """Steps over which learning rates rise from zero; by default 20, or half of the steps if that
+    is less."""
     trunk_lr: float = 1e-3
     """Peak learning rate of all but the last layer."""
     head_lr: float = 3e-3
     """Peak learning rate of the last layer."""
-    weight_decay: float = 1e-2
-    """Decoupled decay of kernels; biases and norms have none."""
-    warmup: int | None = None
-    """Steps over which the learning rate rises, before a cosine brings it down to zero; by default
-    20, or half of the steps if that is less."""
-    labels: tuple[str, ...] | None = None
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each level to the one before it, counted from the head."""
+    clip: float = 1.0
+    """Largest norm of a step's gradient; 0 for any."""
+
+    weight_decay: Annotated[float | None, arg(metavar="FLOAT")] = None
+    """Decoupled decay of kernels; biases and norms have none. By default 0.01, and 0 with adam."""
+    l2: float = 0.0
+    """Of kernels, times their squares' sum in the loss: what Keras's regularizers.l2 does."""
+    anchor: float = 0.0
+    """Pull of pretrained kernels to their pretrained values, in the place of decay (L2-SP)."""
+    freeze_until: Annotated[str | None, arg(metavar="LEVEL")] = None
+    """Freeze all levels before this one; 'head' trains the last layer alone. Levels begin the
+    paths that --dry-run shows."""
+    unfreeze_every: Annotated[int | None, arg(metavar="INT")] = None
+    """Thaw level by level from the head inwards, the next after so many steps."""
+    rule: Annotated[tuple[str, ...], arg(metavar="RULE...")] = ()
+    """Rules for parameters by path, before all of the above: "encoder*/* freeze" "*/bias
+    learning_rate=2" for example; see the README."""
+    rules: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Text file with a rule a line, after those of --rule."""
+
+    ema: float = 0.0
+    """Validate and keep an exponential average of the weights that keeps this share of itself in
+    each step; 0 for none, 0.999 is usual."""
+    patience: Annotated[int | None, arg(metavar="INT")] = None
+    """Stop after so many validations without a better one, and keep the best one's weights."""
+    monitor: Literal["dice", "jaccard", "precision", "recall"] = "dice"
+    """What a better validation has more of, as a mean over classes (of networks that give an
+    image: a smaller error)."""
+
+    labels: Annotated[tuple[str, ...] | None, arg(metavar="VALUE=NAME...")] = None
     """Classes as VALUE=NAME, such as 0=background 1=lesion; by default the values found."""
-    head: Literal["new", "keep"] = "new"
-    """Start with a new last layer, or keep the model's (the classes must be the model's)."""
+    ignore_label: Annotated[int | None, arg(metavar="INT")] = None
+    """Label value of voxels that count for nothing: those that nobody labelled."""
+    head: Literal["new", "keep", "extend"] = "new"
+    """Start with a new last layer, keep the model's (the classes must be the model's), or keep
+    its classes and add those that are new."""
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    """What follows a new last layer; sigmoid has a single output, for one class and background."""
+    new_channels: Literal["copy", "zero"] = "copy"
+    """How kernels read channels that the model did not have: by a copy of those for the model's
+    own, all divided by the number of copies, or by zeros."""
     init: Literal["pretrained", "random"] = "pretrained"
-    """Start the trunk from the model's weights, or from random ones for comparison."""
+    """Start from the model's weights, or from random ones for comparison."""
+    init_from: Annotated[Path | None, arg(metavar="MODEL_DIR")] = None
+    """Model directory whose weights are taken where they fit, in the place of the model's own."""
+    map: Annotated[tuple[str, ...], arg(metavar="OLD=NEW...")] = ()
+    """Where the weights of --init-from go: beginnings of their paths and what stands there in
+    this network; nothing after = leaves them out."""
+
     flip: Literal["none", "left-right", "all"] = "left-right"
     """Axes along which blocks are flipped at random; 'none' where classes have a side."""
     foreground: float = 0.5
     """Share of blocks centred on a labelled voxel; the rest lie anywhere."""
-    train_subjects: int | None = None
+    train_subjects: Annotated[int | None, arg(metavar="INT")] = None
     """Train on the first so many subjects of the split alone."""
     hold_out: float = 0.2
     """Share of subjects kept for validation where the table has no split."""
@@ -154,7 +238,7 @@ class Finetune:
     remat: bool = False
     """Compute each level of the network again in the backward pass instead of keeping it: less
     memory for a third more work."""
-    devices: int | None = None
+    devices: Annotated[int | None, arg(metavar="INT")] = None
     """How many devices to use; by default all."""
     seed: int = 0
     """Of the new head, the order of blocks and the augmentation."""
@@ -166,17 +250,24 @@ class Finetune:
         """`warmup`, or its default."""
         return min(20, self.steps // 2) if self.warmup is None else self.warmup
 
+    @property
+    def decay(self) -> float:
+        """`weight_decay`, or its default."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return 0.0 if self.optimizer == "adam" else 1e-2
+
 
 @dataclass(frozen=True)
 class Predict:
-    """Segment scans; each result lies on its scan's own grid."""
+    """Segment scans, or make an image of each; results lie on the scans' own grids."""
 
     model_dir: Annotated[Positional[Path], arg(metavar="MODEL_DIR")]
     """Model directory."""
     scans: Annotated[Positional[tuple[Path, ...]], arg(metavar="SCAN...")]
-    """Scans (.nii, .nii.gz, .mgz), or one subjects table."""
+    """Scans (.nii, .nii.gz, .mgz), or one subjects table, which several channels want."""
     output: Annotated[Path, arg(aliases=("-o",), metavar="OUT_DIR")]
-    """Folder for the label volumes."""
+    """Folder for the label volumes, or images."""
     split: Literal["train", "validation", "test"] | None = None
     """Of a subjects table, this split alone."""
     overlap: float = 0.25

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -53,21 +52,24 @@ def memory_errors() -> Iterator[None]:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise InputError(
                 "There is not enough memory for blocks of this size; lower --block or --batch, "
-                "fine-tune with --remat or --compute-dtype bfloat16, or convert the network with a "
-                "smaller --block."
+                "fine-tune with --accumulate, --remat or --compute-dtype bfloat16, or convert the "
+                "network with a smaller --block."
             ) from error
         raise
 
 
-def check_batch(batch: int, mesh: Mesh) -> None:
-    """Makes sure that a batch splits evenly over the devices.
+def check_batch(batch: int, mesh: Mesh, parts: int = 1) -> None:
+    """Makes sure that a batch splits evenly over the devices, and each share into parts.
 
     Raises:
         InputError: it does not.
     """
-    if batch < 1 or batch % mesh.size:
-        more = int(np.ceil(max(batch, 1) / mesh.size)) * mesh.size
+    together = mesh.size * parts
+    if batch < 1 or batch % together:
+        more = -(-max(batch, 1) // together) * together
+        each = f" in {parts} parts" if parts > 1 else ""
+        other = "--accumulate or --devices" if parts > 1 else "--devices"
         raise InputError(
-            f"A batch of {batch} cannot be split evenly over {mesh.size} devices; "
-            f"pass --batch {more}, or --devices with a number that divides {batch}."
+            f"A batch of {batch} cannot be split evenly over {mesh.size} devices{each}; "
+            f"pass --batch {more}, or {other} with a number that divides {batch}."
         )

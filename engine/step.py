@@ -9,17 +9,26 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
 from voxtune.engine.augment import augment
-from voxtune.engine.losses import class_logits, dice_cross_entropy
+from voxtune.engine.config import Finetune
+from voxtune.engine.losses import REGRESSION, Loss, class_logits
+from voxtune.engine.metrics import Counts, count
+from voxtune.engine.optimizer import make_optimizer
+from voxtune.engine.rules import Rules
+from voxtune.engine.trees import joined
 from voxtune.models.families import Network
+from voxtune.models.freezing import freeze_statistics
 from voxtune.models.variational import divergence
+
+Batch = dict[str, Array]
+Metrics = dict[str, Any]  # name → float32 scalar, and "counts": Counts
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "statistics", "optimizer", "key"],
+    data_fields=["step", "params", "statistics", "optimizer", "key", "average", "skipped"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -28,10 +37,12 @@ class TrainState:
 
     Attributes:
         step: steps done, int32.
-        params: nested dict of what the optimizer moves.
+        params: nested dict of all parameters.
         statistics: nested dict of running means and variances.
         optimizer: optax's state.
         key: the run's key; each step folds its number into it.
+        average: of the trained parameters over the steps, nested dict; empty where there is none.
+        skipped: steps in a row, up to now, that were skipped, int32.
     """
 
     step: Array
@@ -39,6 +50,12 @@ class TrainState:
     statistics: Any
     optimizer: Any
     key: Array
+    average: Any
+    skipped: Array
+
+    def averaged(self) -> Any:
+        """The parameters to validate and to keep: the average's, where there is one."""
+        return joined(self.params, self.average)
 
 
 @dataclass(frozen=True)
@@ -56,15 +73,25 @@ class Apply:
     remat: bool = False
 
     def __call__(
-        self, params: Any, statistics: Any, image: Array, dropout: Array | None = None
-    ) -> tuple[Array, Any]:
-        """Logits `[B, D, H, W, C]` and new statistics; in training mode where a key is given."""
+        self,
+        params: Any,
+        statistics: Any,
+        image: Array,
+        dropout: Array | None = None,
+        step: Array | None = None,
+    ) -> tuple[Any, Any]:
+        """Logits `[B, D, H, W, C]` and new statistics; in training mode where a key is given.
+
+        A network of deep supervision gives a tuple of logits in training mode. `step` is the
+        number of the step, for norms that thaw at one.
+        """
         states = nnx.State(params), nnx.State(statistics)
         network: Network = nnx.merge(self.graph, *states, copy=True)
         image = image.astype(self.compute_dtype)
         if dropout is None:
             return network(image), statistics
-        logits = network(image, train=True, rngs=nnx.Rngs(dropout=dropout), remat=self.remat)
+        rngs = nnx.Rngs(dropout=dropout)
+        logits = network(image, train=True, rngs=rngs, remat=self.remat, step=step)
         return logits, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
 
     def divergence(self, params: Any, statistics: Any) -> Array | None:
@@ -74,68 +101,214 @@ class Apply:
 
 
 def split(
-    network: Network, compute_dtype: str = "float32", remat: bool = False
+    network: Network,
+    compute_dtype: str = "float32",
+    remat: bool = False,
+    rules: Rules | None = None,
 ) -> tuple[Apply, Any, Any]:
-    """A network as a pure function, its parameters and its statistics as nested dicts."""
+    """A network as a pure function, its parameters and its statistics as nested dicts.
+
+    Statistics that the rules freeze stay, and their norms normalise by them.
+    """
+    if rules is not None:
+        assert isinstance(network, nnx.Module)
+        freeze_statistics(network, rules.statistics())
     graph, *states = nnx.split(network, nnx.Param, nnx.BatchStat)
     params, statistics = map(nnx.to_pure_dict, states)
     return Apply(graph, compute_dtype, remat), params, statistics
 
 
-def make_train_step(
-    apply: Apply,
-    optimizer: optax.GradientTransformation,
-    flip_axes: Sequence[int],
-    voxels: int = 1,
-) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
-    """The step: `(state, batch)` → `(state, metrics)`, to be jitted with the state donated.
+@dataclass(frozen=True, eq=False)
+class TrainStep:
+    """The training step: `(state, batch)` → `(state, metrics)`, to be jitted with state donated.
 
-    A batch is `image` float32 `[B, D, H, W, C]` and `label` `[B, D, H, W]`.
+    A batch is `image` float32 `[B, D, H, W, C]` and `label` `[B, D, H, W]`. A step whose loss,
+    gradient or update is not finite changes nothing but `step` and `skipped`.
 
-    Args:
+    Attributes:
         apply: the network.
         optimizer: what moves its parameters.
+        rules: which of them are trained.
+        loss: what is minimised.
         flip_axes: spatial axes along which blocks are flipped at random.
         voxels: of all training scans together. Where weights are random, their divergence from
             the priors joins the loss, divided by this, since the loss is a mean over voxels: so
             cross-entropy and divergence are the evidence lower bound of a voxel (Blundell et al.
             2015, arXiv 1505.05424).
+        accumulate: parts of the batch that are computed one after the other. Losses are means over
+            scans, so the gradient is the whole batch's; but batch normalisation takes its moments
+            from each part, and its statistics move once a part.
+        average: share of the average of the weights that stays in each step, 0 for none. At step
+            t it is at most (1 + t) / (10 + t), or the first weights would linger. Statistics of
+            batch normalisation are not averaged twice: they are running means already.
     """
 
-    def train_step(
-        state: TrainState, batch: dict[str, Array]
-    ) -> tuple[TrainState, dict[str, Array]]:
+    apply: Apply
+    optimizer: optax.GradientTransformationExtraArgs
+    rules: Rules
+    loss: Loss
+    flip_axes: Sequence[int]
+    voxels: int
+    accumulate: int
+    average: float
+
+    def first_state(self, params: Any, statistics: Any, seed: int) -> TrainState:
+        """The state before the first step."""
+        trained, _ = self.rules.separate(params)
+        # Copies: a buffer can be donated to a step only once.
+        average = jax.tree.map(jnp.copy, trained) if self.average else {}
+        zero = jnp.zeros((), jnp.int32)
+        optimizer = self.optimizer.init(trained)
+        key = jax.random.key(seed)
+        return TrainState(zero, params, statistics, optimizer, key, average, jnp.copy(zero))
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step."""
         to_augment, to_drop = jax.random.split(jax.random.fold_in(state.key, state.step))
-        image, label = augment(to_augment, batch["image"], batch["label"], flip_axes)
+        image, label = augment(to_augment, batch["image"], batch["label"], self.flip_axes)
+        trained, frozen = self.rules.separate(state.params)
+        gradients, statistics, metrics = self._gradients(
+            trained, frozen, state.statistics, (image, label), to_drop, state.step
+        )
+        norm = optax.tree.norm(self.rules.awake(gradients, state.step))
+        updates, optimizer = self.optimizer.update(
+            gradients, state.optimizer, trained, step=state.step
+        )
+        moved = optax.apply_updates(trained, updates)
+        average = self._averaged(state, moved)
+        finite = jnp.isfinite(metrics["loss"] + norm + optax.tree.norm(updates))
+        new = moved, statistics, optimizer, average
+        old = trained, state.statistics, state.optimizer, state.average
+        moved, statistics, optimizer, average = jax.tree.map(
+            lambda mine, theirs: jnp.where(finite, mine, theirs), new, old
+        )
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        params = joined(moved, frozen)
+        after = TrainState(
+            state.step + 1, params, statistics, optimizer, state.key, average, skipped
+        )
+        return after, {**metrics, "gradient_norm": norm, "skipped": skipped}
 
-        def loss_of(params: Any) -> tuple[Array, tuple[Any, dict[str, Array]]]:
-            logits, statistics = apply(params, state.statistics, image, to_drop)
-            dice, cross_entropy = dice_cross_entropy(class_logits(logits), label)
-            parts = {"dice_loss": dice, "cross_entropy": cross_entropy}
-            kl = apply.divergence(params, state.statistics)
-            if kl is not None:
-                parts["kl"] = kl / voxels
-            total = sum(parts.values(), jnp.zeros(()))
-            return total, (statistics, parts)
+    def _gradients(
+        self,
+        trained: Any,
+        frozen: Any,
+        statistics: Any,
+        data: tuple[Array, Array],
+        key: Array,
+        step: Array,
+    ) -> tuple[Any, Any, Metrics]:
+        """Gradients of the trained parameters, new statistics, and metrics of a batch."""
+        gradient = jax.value_and_grad(self.loss_of, has_aux=True)
+        if self.accumulate == 1:
+            (_, (statistics, metrics)), gradients = gradient(
+                trained, frozen, statistics, *data, key, step
+            )
+            return gradients, statistics, metrics
 
-        (loss, aux), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        statistics, parts = aux
-        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
-        metrics = {"loss": loss, **parts, "gradient_norm": optax.tree.norm(gradients)}
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, statistics, moments, state.key), metrics
+        def add(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], Metrics]:
+            total, statistics = carry
+            (_, (statistics, metrics)), found = gradient(trained, frozen, statistics, *part, step)
+            return (optax.tree.add(total, found), statistics), metrics
 
-    return train_step
+        zeros = optax.tree.zeros_like(trained)
+        parts = (*map(self._parts, data), jax.random.split(key, self.accumulate))
+        # XLA on CPU runs convolutions in a loop on one thread (jax#12868).
+        unroll = self.accumulate if jax.default_backend() == "cpu" else 1
+        (total, statistics), metrics = lax.scan(add, (zeros, statistics), parts, unroll=unroll)
+        counts = metrics.pop("counts", None)
+        metrics = {name: value.mean() for name, value in metrics.items()}
+        if counts is not None:
+            metrics["counts"] = jax.tree.map(lambda each: each.sum(axis=0), counts)
+        return optax.tree.scale(1 / self.accumulate, total), statistics, metrics
+
+    def _parts(self, array: Array) -> Array:
+        """`[B, ...]` → `[parts, B / parts, ...]`, so that a split over devices stays one."""
+        shape = (array.shape[0] // self.accumulate, self.accumulate, *array.shape[1:])
+        return jnp.moveaxis(array.reshape(shape), 1, 0)
+
+    def loss_of(
+        self,
+        trained: Any,
+        frozen: Any,
+        statistics: Any,
+        image: Array,
+        label: Array,
+        key: Array,
+        step: Array,
+    ) -> tuple[Array, tuple[Any, Metrics]]:
+        """The loss of a batch; beside it new statistics and metrics."""
+        params = joined(trained, frozen)
+        logits, moved = self.apply(params, statistics, image, key, step)
+        parts = self.loss(logits, label)
+        divergence = self.apply.divergence(params, statistics)
+        if divergence is not None:
+            parts["kl"] = divergence / self.voxels
+        penalty = self.rules.penalty(trained)
+        if penalty is not None:
+            parts["l2"] = penalty
+        total = sum(parts.values(), jnp.zeros(()))
+        metrics: Metrics = {"loss": total, **parts}
+        if self.loss.name not in REGRESSION:
+            metrics["counts"] = _counts(logits, label)
+        return total, (moved, metrics)
+
+    def _averaged(self, state: TrainState, moved: Any) -> Any:
+        if not self.average:
+            return state.average
+        done = state.step.astype(jnp.float32)
+        share = jnp.minimum(self.average, (1 + done) / (10 + done))
+        return optax.incremental_update(moved, state.average, 1 - share)
 
 
-def make_predict_step(apply: Apply) -> Callable[[Any, Any, Array], Array]:
+def loss_of(config: Finetune) -> Loss:
+    """What a run minimises.
+
+    Raises:
+        InputError: its options make no sense together.
+    """
+    return Loss(config.loss, config.class_weights, config.label_smoothing)
+
+
+def make_step(
+    network: Network,
+    config: Finetune,
+    rules: Rules,
+    *,
+    flip_axes: Sequence[int] = (),
+    voxels: int = 1,
+) -> tuple[TrainStep, Any, Any]:
+    """The training step of a network, its parameters and its statistics as nested dicts."""
+    apply, params, statistics = split(network, config.compute_dtype, config.remat, rules)
+    step = TrainStep(
+        apply,
+        make_optimizer(config, rules),
+        rules,
+        loss_of(config),
+        flip_axes,
+        voxels,
+        config.accumulate,
+        config.ema,
+    )
+    return step, params, statistics
+
+
+def _counts(logits: Any, label: Array) -> Counts:
+    """How often the most probable class is the true one."""
+    full = class_logits(logits[0] if isinstance(logits, tuple) else logits)
+    return count(full.argmax(axis=-1), label, full.shape[-1])
+
+
+def make_predict_step(apply: Apply, values: bool = False) -> Callable[[Any, Any, Array], Array]:
     """The prediction: parameters, statistics, `[B, D, H, W, C]` → probabilities `[B, D, H, W, K]`.
 
-    K is the number of classes, 2 for a network with one sigmoid output.
+    K is the number of classes, 2 for a network with one sigmoid output. With `values` the
+    network's outputs are given as they are, float32.
     """
 
     def predict_step(params: Any, statistics: Any, image: Array) -> Array:
         logits, _ = apply(params, statistics, image)
-        return jax.nn.softmax(class_logits(logits.astype(jnp.float32)), axis=-1)
+        logits = logits.astype(jnp.float32)
+        return logits if values else jax.nn.softmax(class_logits(logits), axis=-1)
 
     return predict_step

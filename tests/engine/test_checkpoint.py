@@ -1,19 +1,23 @@
 """Arrays to disk and back to the last bit, and damage told in a sentence."""
 
 import contextlib
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from voxtune.engine.checkpoint import Checkpoints, flat, load_parameters, nested, save_parameters
-from voxtune.engine.mesh import data_mesh, on_all
+from voxtune.engine.checkpoint import Checkpoints, load_parameters, save_parameters
+from voxtune.engine.mesh import data_mesh, on_all, over_data
 from voxtune.engine.step import TrainState
+from voxtune.engine.trees import nested
 from voxtune.models.errors import InputError
+from voxtune.models.families import build
 
 # What Orbax's threads say of a damaged checkpoint, after its event loop was closed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -39,12 +43,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saved(original: Path, tmp_path: Path) -> Path:
     """A checkpoint to be altered."""
     return shutil.copytree(original, tmp_path / "params")
-
-
-def test_nested_and_flat_undo_each_other():
-    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
-    assert flat(tree) == {"a/b": 1, "a/c/d": 2, "e": 3}
-    assert nested(flat(tree)) == tree
 
 
 def test_parameters_come_back_to_the_last_bit(original: Path):
@@ -155,6 +153,8 @@ def test_a_whole_state_comes_back_with_its_key_and_lies_on_the_mesh(tmp_path: Pa
         statistics={},
         optimizer=(jnp.float32(0.1), {"mu": nested(PARAMETERS)}),
         key=jax.random.fold_in(jax.random.key(3), 1),
+        average=nested(PARAMETERS),
+        skipped=jnp.int32(2),
     )
     state = jax.device_put(state, on_all(mesh))
     blank = jax.device_put(
@@ -164,12 +164,14 @@ def test_a_whole_state_comes_back_with_its_key_and_lies_on_the_mesh(tmp_path: Pa
             statistics={},
             optimizer=jax.tree.map(jnp.zeros_like, state.optimizer),
             key=jax.random.key(0),
+            average=jax.tree.map(jnp.zeros_like, state.average),
+            skipped=jnp.int32(0),
         ),
         on_all(mesh),
     )
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         for step in (1, 2, 7):
-            checkpoints.save(step, state, {"mean": 0.5})
+            checkpoints.save(step, state, step / 10)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()} == {
         "2",
         "7",
@@ -184,3 +186,51 @@ def test_a_whole_state_comes_back_with_its_key_and_lies_on_the_mesh(tmp_path: Pa
             one, other = jax.random.key_data(one), jax.random.key_data(other)
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(jax.random.uniform(found.key), jax.random.uniform(state.key))
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(tmp_path: Path):
+    qualities = {1: 0.2, 2: 0.7, 3: 0.7, 4: 0.1, 5: math.nan, 6: 0.3}
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        for step, quality in qualities.items():
+            checkpoints.save(step, {"step": jnp.int32(step)}, quality)
+        found = checkpoints.restore({"step": jnp.int32(0)}, 3)
+    assert int(found["step"]) == 3
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
+    assert left == {"3", "6"}  # of two that are as good the later one
+
+
+def bits(state: Any) -> list[np.ndarray]:
+    """Copies of all arrays of a state."""
+    keys = jax.dtypes.prng_key
+    return [
+        np.array(jax.random.key_data(each) if jnp.issubdtype(each.dtype, keys) else each)
+        for each in jax.tree.leaves(state)
+    ]
+
+
+def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_been(tmp_path: Path, step_of: Any):
+    """Frozen and thawing levels, anchors, an average, two devices, a donated state."""
+    arguments = {"outputs": 2, "filters": 2, "dilations": (1, 1, 1), "norm": "batch"}
+    recipe = {"anchor": 0.1, "ema": 0.9, "freeze_until": "block2", "unfreeze_every": 2}
+    step, state = step_of(build("meshnet", arguments), steps=20, accumulate=2, **recipe)
+    mesh, rng = data_mesh(2), np.random.default_rng(0)
+    state = jax.device_put(state, on_all(mesh))
+    batch = {
+        "image": rng.normal(size=(4, 4, 4, 4, 1)).astype(np.float32),
+        "label": rng.integers(0, 2, (4, 4, 4, 4)).astype(np.uint8),
+    }
+    batch = jax.device_put(batch, over_data(mesh))
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=on_all(mesh))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for number in range(1, 4):
+            state, _ = compiled(state, batch)
+            checkpoints.save(number, state, 0.5)
+        kept = bits(state)
+        found = checkpoints.restore(state)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    for one, other in zip(bits(found), kept, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(
+        *(bits(compiled(each, batch)[0]) for each in (found, state)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)

@@ -45,7 +45,7 @@ import pytest
             lambda folder, scans: scans.save(
                 folder / "a_label.nii", np.arange(512, dtype=np.int16).reshape(scans.image.shape)
             ),
-            ["512 label values", "--labels"],
+            ["512 classes", "subjects.csv", "--labels"],
         ),
     ],
     ids=[

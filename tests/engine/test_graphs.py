@@ -49,7 +49,7 @@ def test_it_trains_as_well_as_it_predicts(source: Path, table: Path, tmp_path: P
     assert (before.family, before.arguments["outputs"]) == ("graph", 3)
     assert main(["finetune", str(model), str(table), str(run), *SHORT]) == 0
     spec, after = read_model(run / "model")
-    start = json.loads((run / "parameters.json").read_text())
+    start = json.loads((run / "parameters.json").read_text())["parameters"]
     assert {path for path, origin in start.items() if origin != "loaded"} == {
         "head/bias",
         "head/kernel",

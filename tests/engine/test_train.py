@@ -1,12 +1,11 @@
 """Fine-tuning on blobs: what a run leaves behind, what it starts from, and that it repeats."""
 
 import dataclasses
+import io
 import json
 import math
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,11 +16,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from voxtune.engine.config import Finetune
-from voxtune.engine.dataset import Case
-from voxtune.engine.losses import IGNORE
 from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model, write_model
 from voxtune.engine.subjects import Subject, read_subjects
-from voxtune.engine.train import finetune, split_subjects, validate
+from voxtune.engine.train import finetune, split_subjects
+from voxtune.engine.trees import flat
+from voxtune.engine.validation import Validation, validate
 from voxtune.models.errors import InputError
 from voxtune.models.parameters import shapes
 
@@ -145,6 +144,7 @@ class TestRunDirectory:
         assert names == {
             "config.json",
             "parameters.json",
+            "rules.json",
             "subjects.csv",
             "metrics.jsonl",
             ".voxtune",
@@ -163,7 +163,7 @@ class TestRunDirectory:
         assert {"voxtune", "jax", "python"} <= record["versions"].keys()
 
     def test_every_parameter_is_loaded_or_initialised(self, run_dir: Path) -> None:
-        origin = json.loads((run_dir / "parameters.json").read_text())
+        origin = json.loads((run_dir / "parameters.json").read_text())["parameters"]
         assert origin.keys() == PARAMETERS.keys()
         assert all(origin[path] == "loaded" for path in TRUNK)
         assert all(origin[path].startswith("initialised") for path in HEAD)
@@ -238,9 +238,6 @@ class TestRepeating:
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-CLASSES = (LabelClass(0, "background"), LabelClass(7, "blob"), LabelClass(9, "other"))
-
-
 def subjects(*splits: str | None) -> list[Subject]:
     return [
         Subject(f"sub-{number}", Path("image"), Path("label"), split)
@@ -284,53 +281,88 @@ class TestSplits:
             split_subjects(subjects(None, None), options(Path(), "run", hold_out=1.0))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_without_a_model(folder: Path):
-    """Weights so large that the first step overflows; the program is that of the other runs."""
+def test_a_loss_that_is_never_finite_ends_the_run_without_a_model(folder: Path):
+    """Weights so large that every step overflows; the program is that of the other runs."""
     huge = {path: np.full_like(value, 3e38) for path, value in PARAMETERS.items()}
     write_model(folder / "huge", SPEC, huge, history={})
-    with pytest.raises(InputError, match=r"loss is (nan|inf) at step 1 .* lower --trunk-lr"):
+    with pytest.raises(InputError, match=r"steps in a row, .* \(sub-\d.* lower --trunk-lr"):
         train(folder, "diverged", model_dir=folder / "huge")
-    assert not (folder / "diverged" / "model").exists()
+    run = folder / "diverged"
+    assert not (run / "model").exists()
+    assert len(events(run, "skipped")) == 10
+    assert (run / "checkpoints" / "11").is_dir()
 
 
-def one_hot(predicted: list[int]) -> np.ndarray:
-    return np.eye(3)[predicted].reshape(1, 1, -1, 3)
+class TestRecipe:
+    def test_a_dry_run_shows_each_parameter_and_writes_nothing(self, folder: Path) -> None:
+        before = set(folder.iterdir())
+        console = Console(width=200, record=True, file=io.StringIO())
+        recipe = {"rule": ("block1/*kernel freeze",), "anchor": 0.1, "ema": 0.9}
+        config = options(folder, "dry", dry_run=True, **recipe)
+        assert finetune(config, console).scores == {}
+        shown = console.export_text()
+        assert all(path in shown for path in PARAMETERS)
+        assert "GFLOP" in shown
+        assert "an epoch: 0.5 steps" in shown
+        assert set(folder.iterdir()) == before
 
+    def test_what_is_frozen_comes_out_as_it_went_in(self, folder: Path) -> None:
+        frozen = parameters(train(folder, "frozen", freeze_until="head", steps=5, warmup=0))
+        assert all(frozen[path].tobytes() == PARAMETERS[path].tobytes() for path in TRUNK)
+        assert not any(np.array_equal(frozen[path], PARAMETERS[path]) for path in HEAD)
 
-class TestValidation:
-    """Dice by hand, with a predictor that answers with what it is shown."""
+    def test_no_better_validation_stops_the_run_and_the_best_weights_are_kept(
+        self, folder: Path
+    ) -> None:
+        """At a huge learning rate Dice jumps about; what is kept is what scored best."""
+        run = train(folder, "early", head_lr=30.0, trunk_lr=30.0, validate_every=1, patience=3)
+        dice = [entry["dice"]["blob"] or 0.0 for entry in events(run, "validation")]
+        best = max(range(len(dice)), key=lambda step: (dice[step], step))
+        assert len(dice) < STEPS
+        assert all(value <= dice[best] for value in dice[-3:])
+        kept = json.loads((run / "model" / "finetune.json").read_text())["validation"]
+        assert kept["dice"]["blob"] == dice[best]
 
-    def scores(self, *pairs: tuple[list[int], list[int]]) -> dict[str, float]:
-        cases = [
-            Case("a", one_hot(predicted), np.array(label, np.uint8).reshape(1, 1, -1), ())
-            for predicted, label in pairs
-        ]
-        state: Any = SimpleNamespace(params=None, statistics=None)
-        echo: Any = lambda params, statistics, image: image  # noqa: E731
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            spec = dataclasses.replace(
-                SPEC, arguments={**SPEC.arguments, "outputs": len(CLASSES)}, classes=CLASSES
-            )
-            return validate(echo, state, cases, spec)
+    def test_the_average_is_what_is_validated_and_kept(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It lags behind the weights: what the predictor is given and what is written is it."""
+        seen: list[Any] = []
 
-    def test_mean_of_cases_then_of_classes(self) -> None:
-        """blob: 2·1/(2+1) = 2/3 and 1; other: 1 and, being nowhere in the second, left out."""
-        found = self.scores(([0, 1, 1, 2], [0, 0, 1, 2]), ([0, 1, 0, 0], [0, 1, 0, 0]))
-        assert found == pytest.approx({"blob": 5 / 6, "other": 1.0, "mean": 11 / 12})
+        def spied(predictor: Any, params: Any, *rest: Any) -> Validation:
+            seen.append({path: np.array(value) for path, value in flat(params).items()})
+            return validate(predictor, params, *rest)
 
-    def test_padding_is_not_judged(self) -> None:
-        found = self.scores(([1, 1, 2, 2], [1, IGNORE, IGNORE, 2]))
-        assert found == pytest.approx({"blob": 1.0, "other": 1.0, "mean": 1.0})
+        monkeypatch.setattr("voxtune.engine.train.validate", spied)
+        plain = parameters(train(folder, "plain", steps=6, warmup=0))
+        averaged = parameters(train(folder, "averaged", ema=0.5, steps=6, warmup=0))
+        assert not same(plain, averaged)
+        for path, value in averaged.items():
+            np.testing.assert_array_equal(seen[-1][path], value)
+            assert not np.array_equal(value, plain[path])
 
-    def test_a_class_that_is_nowhere_has_no_dice(self) -> None:
-        found = self.scores(([0, 1], [0, 1]))
-        assert math.isnan(found["other"])
-        assert found["mean"] == 1
-
-    def test_no_class_anywhere_is_no_warning(self) -> None:
-        found = self.scores(([0, 0], [0, 0]))
-        assert all(math.isnan(value) for value in found.values())
-
-    def test_no_case_no_score(self) -> None:
-        assert self.scores() == {}
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"optimizer": "adam", "weight_decay": 0.1}, "adam has no decay"),
+            ({"patience": 1, "subjects": None}, "no subject to validate on"),
+            ({"loss": "dice", "class_weights": (1.0, 2.0)}, "--class-weights"),
+            ({"loss": "cross_entropy", "class_weights": (1.0,)}, "--class-weights"),
+            ({"label_smoothing": 1.0}, "--label-smoothing"),
+            ({"loss": "elbo"}, "random"),
+            ({"accumulate": 3}, "in 3 parts; pass --batch 6"),
+            ({"layer_decay": math.nan}, "--layer-decay nan"),
+            ({"clip": -1.0}, "--clip -1.0"),
+            ({"ema": 1.0}, "--ema 1.0"),
+            ({"patience": 0}, "--patience 0"),
+            ({"rule": ("encoder/* freeze",)}, "matches no parameter"),
+        ],
+    )
+    def test_options_that_make_no_sense(self, folder: Path, changes: Any, words: str) -> None:
+        if "subjects" in changes:  # a table without a split for validation
+            table = (folder / "subjects.csv").read_text().replace("validation", "train")
+            (folder / "all.csv").write_text(table)
+            changes = changes | {"subjects": folder / "all.csv"}
+        with pytest.raises(InputError, match=words):
+            finetune(options(folder, "never", **changes), Console(quiet=True))
+        assert not (folder / "never").exists()

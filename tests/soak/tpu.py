@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 # Before anything imports jax: no search for a TPU, on this machine or in Google's cloud, and no
 # lock that keeps two programs from using one.
@@ -29,13 +30,14 @@ os.environ.update(
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from voxtune.engine.config import Finetune
 from voxtune.engine.mesh import DATA
-from voxtune.engine.step import TrainState, make_train_step, split
+from voxtune.engine.rules import Parameters, make_rules
+from voxtune.engine.step import make_step
 from voxtune.models.families import abstract
 from voxtune.models.lowering import SPATIAL, plain_lowerings
 
@@ -73,18 +75,19 @@ def compile_step(batch: int, shards: int, remat: bool) -> Compiled:
     chips = np.array(topologies.get_topology_desc(TOPOLOGY, "tpu").devices)
     grid = chips.reshape(CHIPS // shards, shards)
     mesh = Mesh(grid, (DATA, SPATIAL), axis_types=(AxisType.Auto,) * 2)
-    apply, params, statistics = split(abstract("unet", {"outputs": 2}), "bfloat16", remat)
-    optimizer = optax.adamw(1e-3)
-    scalar, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
-    moments = jax.eval_shape(optimizer.init, params)
-    state = TrainState(scalar, params, statistics, moments, key)
+    paths = (Path(),) * 3
+    config = Finetune(*paths, compute_dtype="bfloat16", remat=remat)
+    network = abstract("unet", {"outputs": 2})
+    rules = make_rules(Parameters.of(network), config)
+    train, *arrays = make_step(network, config, rules, flip_axes=(0,))
+    state = jax.eval_shape(lambda *each: train.first_state(*each, 0), *arrays)
     blocks = {
         "image": jax.ShapeDtypeStruct((batch, EDGE, EDGE, EDGE, 1), jnp.float32),
         "label": jax.ShapeDtypeStruct((batch, EDGE, EDGE, EDGE), jnp.uint8),
     }
     whole, parts = NamedSharding(mesh, P()), NamedSharding(mesh, P(DATA, SPATIAL))
     step = jax.jit(
-        make_train_step(apply, optimizer, (0,)),
+        train,
         in_shardings=(whole, parts),
         out_shardings=whole,
         donate_argnums=0,

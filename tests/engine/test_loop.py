@@ -1,0 +1,189 @@
+"""The loop, with steps and validations made up: when it stops, what it keeps, what it says."""
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from voxtune.engine.config import Finetune
+from voxtune.engine.display import Display
+from voxtune.engine.loop import Job, train
+from voxtune.engine.mesh import data_mesh
+from voxtune.engine.metrics import Counts
+from voxtune.engine.run_dir import Log
+from voxtune.engine.validation import Validation
+from voxtune.models.errors import InputError
+
+
+@dataclass(frozen=True)
+class State:
+    """In the place of a TrainState."""
+
+    step: int
+    skipped: int = 0
+
+
+class Shelf:
+    """In the place of checkpoints."""
+
+    def __init__(self) -> None:
+        self.saved: list[tuple[int, float]] = []
+
+    def save(self, step: int, state: Any, quality: float) -> None:
+        self.saved.append((step, quality))
+
+    def restore(self, like: Any, step: int) -> str:
+        return f"state of step {step}"
+
+
+def feed() -> Iterator[dict[str, np.ndarray]]:
+    number = 0
+    while True:
+        number += 1
+        names = np.array([f"sub-{number}", "sub-0"])
+        yield {"image": np.zeros((2, 1)), "label": np.zeros((2, 1)), "name": names}
+
+
+def counts(number: int) -> Counts:
+    """Of two classes, `number` voxels of each right, as many wrong."""
+    each = np.array([number, number])
+    return Counts(each, 2 * each, 2 * each)
+
+
+class Run:
+    """A loop and what came of it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        scores: Callable[[int], float] = lambda step: math.nan,
+        bad: Sequence[int] = (),
+        **changed: Any,
+    ) -> None:
+        usual: dict[str, Any] = {"steps": 12, "validate_every": 3, "log_every": 4, "warmup": 0}
+        self.config = Finetune(Path("m"), Path("s.csv"), folder / "run", **usual | changed)
+        self.shelf, self.file = Shelf(), folder / "metrics.jsonl"
+        self._scores, self._bad = scores, bad
+        self.console = Console(record=True, file=io.StringIO(), width=200)
+
+    def step(self, state: State, batch: Any) -> tuple[State, dict[str, Any]]:
+        number = state.step + 1
+        bad = number in self._bad
+        after = State(number, state.skipped + 1 if bad else 0)
+        loss = np.float32(math.nan if bad else 1 / number)
+        assert set(batch) == {"image", "label"}
+        return after, {"loss": loss, "skipped": np.int32(after.skipped), "counts": counts(number)}
+
+    def validate(self, state: State) -> Validation:
+        value = self._scores(state.step)
+        return Validation({} if math.isnan(value) else {"dice": {"lesion": value}})
+
+    def __call__(self) -> Any:
+        mesh, log = data_mesh(1), Log(self.file)
+        names = ("background", "lesion")
+        job: Any = Job(self.config, 2, names, self.step, feed(), self.validate, mesh)  # type: ignore[arg-type]
+        with Display(self.console, self.config.steps, self.config.log_every) as display:
+            given: Any = (State(0), self.shelf)
+            return train(job, *given, log, display)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        entries = map(json.loads, self.file.read_text().splitlines())
+        return [each for each in entries if each["event"] == name]
+
+    def said(self) -> str:
+        return self.console.export_text()
+
+
+def test_all_steps_are_run_and_logged(tmp_path: Path):
+    run = Run(tmp_path, lambda step: step / 100, steps=10)
+    state, validation = run()
+    assert state == State(10)
+    assert validation.scores == {"dice": {"lesion": 0.1}}
+    assert [each["step"] for each in run.events("train")] == [4, 8, 10]
+    assert [each["step"] for each in run.events("validation")] == [3, 6, 9, 10]
+    assert run.shelf.saved == [(3, 0.03), (6, 0.06), (9, 0.09), (10, 0.1)]
+    first = run.events("train")[0]
+    assert first["loss"] == 0.25
+    assert first["dice"] == {"lesion": 0.5}
+    assert {"examples_per_second", "data_wait", "lr_trunk", "lr_head"} <= first.keys()
+    assert "validation at step 10: Dice lesion 0.100" in run.said()
+
+
+def test_without_patience_the_last_weights_stay(tmp_path: Path):
+    state, validation = Run(tmp_path, lambda step: 1 / step)()
+    assert state == State(12)
+    assert validation.scores["dice"]["lesion"] == 1 / 12
+
+
+class TestPatience:
+    def test_the_best_weights_are_kept_and_the_rest_is_not_run(self, tmp_path: Path) -> None:
+        """Best at step 6; those of 9 and 12 are not better."""
+        scores = {3: 0.5, 6: 0.7, 9: 0.6, 12: 0.65}
+        run = Run(tmp_path, lambda step: scores[step], patience=2, steps=100)
+        state, validation = run()
+        assert state == "state of step 6"
+        assert validation.scores["dice"]["lesion"] == 0.7
+        assert "stopped at step 12: no better validation since step 6" in run.said()
+
+    def test_getting_better_goes_on(self, tmp_path: Path) -> None:
+        run = Run(tmp_path, lambda step: step, patience=1)
+        assert run()[0] == State(12)
+
+    def test_as_good_is_not_better_but_the_later_is_kept(self, tmp_path: Path) -> None:
+        run = Run(tmp_path, lambda step: 0.5, patience=2, steps=100)
+        assert run()[0] == State(9)
+        assert "stopped at step 9: no better validation since step 3" in run.said()
+
+    def test_nothing_to_validate_on_does_not_stop(self, tmp_path: Path) -> None:
+        assert Run(tmp_path, patience=1)()[0] == State(12)
+
+
+class TestSkipping:
+    def test_skipped_steps_are_counted_and_named(self, tmp_path: Path) -> None:
+        run = Run(tmp_path, bad=(2, 3, 7))
+        assert run()[0] == State(12)
+        assert run.events("skipped") == [
+            {"event": "skipped", "step": step, "subjects": [f"sub-{step}", "sub-0"]}
+            for step in (2, 3, 7)
+        ]
+        assert [each["skipped"] for each in run.events("train")] == [2, 3, 3]
+        assert "step 7 skipped: loss or gradient is not finite (sub-7, sub-0)" in run.said()
+
+    def test_ten_in_a_row_end_the_run_with_the_last_good_weights(self, tmp_path: Path) -> None:
+        run = Run(tmp_path, bad=range(5, 100), steps=100)
+        words = r"10 steps in a row, up to step 14 .* checkpoint 15 holds .* \(sub-14, sub-0\)"
+        with pytest.raises(InputError, match=words):
+            run()
+        assert run.shelf.saved[-1][0] == 15  # seen one step late; none changed anything since 4
+        assert math.isnan(run.shelf.saved[-1][1])
+
+    def test_a_good_step_after_ten_bad_ones_comes_too_late(self, tmp_path: Path) -> None:
+        """It has run before the host looks: what it left is kept, and the sentence is right."""
+        run = Run(tmp_path, bad=range(5, 15), steps=100)
+        with pytest.raises(InputError, match=r"10 steps in a row, up to step 14 .* checkpoint 15"):
+            run()
+
+    def test_the_last_step_before_an_early_end_is_looked_at(self, tmp_path: Path) -> None:
+        run = Run(tmp_path, lambda step: 0.5, bad=(6,), patience=1)
+        run()
+        assert [each["step"] for each in run.events("skipped")] == [6]
+
+    def test_a_run_of_nothing_but_skipped_steps_fails(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="not finite in 3 steps in a row"):
+            Run(tmp_path, bad=range(100), steps=3)()
+
+
+def test_batches_lie_on_the_mesh(tmp_path: Path):
+    run, seen = Run(tmp_path, steps=1), []
+    real = run.step
+    run.step = lambda state, batch: seen.append(batch) or real(state, batch)  # type: ignore[method-assign]
+    run()
+    assert isinstance(seen[0]["image"], jax.Array)

@@ -1,0 +1,99 @@
+"""Scores of a validation by hand."""
+
+import dataclasses
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from voxtune.engine.dataset import Case
+from voxtune.engine.losses import IGNORE
+from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec
+from voxtune.engine.validation import Validation, validate
+
+CLASSES = (LabelClass(0, "background"), LabelClass(7, "blob"), LabelClass(9, "other"))
+SPEC = ModelSpec(
+    family="meshnet",
+    arguments={"outputs": 3},
+    output_activation="softmax",
+    classes=CLASSES,
+    contract=Contract("LIA", (1.0, 1.0, 1.0), "zscore", (8, 8, 8)),
+)
+
+
+def one_hot(predicted: list[int]) -> np.ndarray:
+    return np.eye(3)[predicted].reshape(1, 1, -1, 3)
+
+
+class TestValidation:
+    """Dice by hand, with a predictor that answers with what it is shown."""
+
+    def scores(self, *pairs: tuple[list[int], list[int]]) -> dict[str, float]:
+        cases = [
+            Case("a", one_hot(predicted), np.array(label, np.uint8).reshape(1, 1, -1), ())
+            for predicted, label in pairs
+        ]
+        echo: Any = lambda params, statistics, image: image  # noqa: E731
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = validate(echo, None, None, cases, SPEC)
+        return dict(found.scores.get("dice", {}))
+
+    def test_mean_of_cases_then_of_classes(self) -> None:
+        """blob: 2·1/(2+1) = 2/3 and 1; other: 1 and, being nowhere in the second, left out."""
+        found = self.scores(([0, 1, 1, 2], [0, 0, 1, 2]), ([0, 1, 0, 0], [0, 1, 0, 0]))
+        assert found == pytest.approx({"blob": 5 / 6, "other": 1.0, "mean": 11 / 12})
+
+    def test_padding_is_not_judged(self) -> None:
+        found = self.scores(([1, 1, 2, 2], [1, IGNORE, IGNORE, 2]))
+        assert found == pytest.approx({"blob": 1.0, "other": 1.0, "mean": 1.0})
+
+    def test_a_class_that_is_nowhere_has_no_dice(self) -> None:
+        found = self.scores(([0, 1], [0, 1]))
+        assert math.isnan(found["other"])
+        assert found["mean"] == 1
+
+    def test_no_class_anywhere_is_no_warning(self) -> None:
+        found = self.scores(([0, 0], [0, 0]))
+        assert all(math.isnan(value) for value in found.values())
+
+    def test_no_case_no_score(self) -> None:
+        assert self.scores() == {}
+
+    def test_all_metrics_of_all_classes(self) -> None:
+        """blob: one of two predicted is right, one of one true is found; volume twice as large."""
+        cases = [Case("a", one_hot([1, 1, 0]), np.uint8([[[1, 0, 0]]]), ())]
+        echo: Any = lambda params, statistics, image: image  # noqa: E731
+        found = validate(echo, None, None, cases, SPEC).scores
+        blob = {metric: values["blob"] for metric, values in found.items()}
+        wanted = {"dice": 2 / 3, "jaccard": 1 / 2, "precision": 1 / 2, "recall": 1.0}
+        assert blob == pytest.approx(wanted | {"volume_difference": 1.0})
+
+    def test_an_image_is_judged_by_its_error_where_the_target_is_known(self) -> None:
+        """Errors 1 and 3 and one unknown in the first scan, 0 in the second."""
+        spec = dataclasses.replace(SPEC, classes=(), output_activation="linear")
+        target = np.float32([[[1, 2, np.nan]]])
+        cases = [
+            Case("a", np.float32([[[[2], [5], [7]]]]), target, ()),
+            Case("b", np.float32([[[[1], [2], [7]]]]), target, ()),
+        ]
+        echo: Any = lambda params, statistics, image: image  # noqa: E731
+        found = validate(echo, None, None, cases, spec)
+        assert found.scores == {"mean_absolute_error": {"mean": 1.0}}
+        assert found.monitored("dice") == -1
+        assert found.line() == "mean absolute error 1.000"
+
+
+class TestMonitoring:
+    def test_of_several_classes_the_mean(self) -> None:
+        found = Validation({"dice": {"a": 0.2, "b": 0.4, "mean": 0.3}, "recall": {"a": 1.0}})
+        assert found.monitored("dice") == 0.3
+        assert found.monitored("recall") == 1.0
+
+    def test_nothing_measured(self) -> None:
+        assert math.isnan(Validation({}).monitored("dice"))
+
+    def test_its_line(self) -> None:
+        assert Validation({"dice": {"a": 0.25, "b": 1.0}}).line() == "Dice a 0.250  b 1.000"
