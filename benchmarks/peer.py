@@ -2,7 +2,8 @@
 
 It needs nothing but the framework, for it runs in an environment that has no voxtune. Networks,
 loss and optimiser are the same in each: weights come from a file, the loss is cross-entropy plus
-soft Dice of every class but the first, the optimiser AdamW after clipping the gradient to norm 1.
+soft Dice of every class but the first of each scan, the optimiser AdamW after clipping the gradient
+to norm 1.
 
     peer.py FRAMEWORK NETWORK FILE
 
@@ -86,9 +87,9 @@ def torch_step(network: str, weights: Arrays, image: np.ndarray, label: np.ndarr
         optimizer.zero_grad()
         logits = net(x)
         truth = nn.functional.one_hot(y, outputs).permute(0, 4, 1, 2, 3)
-        p, space = logits.softmax(1), (0, 2, 3, 4)
+        p, space = logits.softmax(1), (2, 3, 4)
         dice = (2 * (p * truth).sum(space) + 1) / (p.sum(space) + truth.sum(space) + 1)
-        loss = nn.functional.cross_entropy(logits, y) + 1 - dice[1:].mean()
+        loss = nn.functional.cross_entropy(logits, y) + 1 - dice[:, 1:].mean()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), CLIP)
         optimizer.step()
@@ -126,10 +127,10 @@ def keras_step(network: str, weights: Arrays, image: np.ndarray, label: np.ndarr
 
     def loss(truth: object, logits: object) -> object:
         truth, logs = ops.one_hot(truth, outputs), ops.log_softmax(logits)
-        p, space = ops.exp(logs), (0, 1, 2, 3)
+        p, space = ops.exp(logs), (1, 2, 3)
         dice = 2 * ops.sum(p * truth, space) + 1
         dice /= ops.sum(p, space) + ops.sum(truth, space) + 1
-        return 1 - ops.mean(dice[1:]) - ops.mean(ops.sum(truth * logs, -1))
+        return 1 - ops.mean(dice[:, 1:]) - ops.mean(ops.sum(truth * logs, -1))
 
     optimizer = keras.optimizers.AdamW(RATE, weight_decay=DECAY, global_clipnorm=CLIP)
     # TensorFlow's own kernels are faster on CPUs than its XLA, Keras's default.

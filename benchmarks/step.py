@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from voxtune.engine.config import Finetune
-from voxtune.engine.optimizer import make_optimizer
-from voxtune.engine.step import TrainState, make_train_step, split
+from voxtune.engine.rules import Parameters, make_rules
+from voxtune.engine.step import make_step, split
 from voxtune.models.families import abstract, build
 from voxtune.models.lowering import plain_lowerings
 
@@ -90,17 +90,18 @@ def own_step(
     case: Case, weights: Sequence[np.ndarray], image: np.ndarray, label: np.ndarray
 ) -> Callable[[], float]:
     """voxtune's training step without augmentation: does one, gives the loss before it."""
-    apply, params, statistics = split(build(case.family, case.arguments))
+    config = Finetune(Path(), Path(), Path())
+    network = build(case.family, case.arguments)
+    rules = make_rules(Parameters.of(network), config)
+    train, params, statistics = make_step(network, config, rules)
     for (path, transposed), array in zip(_in_order(case, params), weights, strict=True):
         inside: Any = params
         for name in path[:-1]:
             inside = inside[name]
         inside[path[-1]] = jnp.asarray(array.swapaxes(-1, -2) if transposed else array)
-    optimizer = make_optimizer(Finetune(Path(), Path(), Path()), params, "head")
-    moments, key = optimizer.init(params), jax.random.key(0)
-    state = TrainState(jnp.zeros((), jnp.int32), params, statistics, moments, key)
+    state = train.first_state(params, statistics, 0)
     batch = {"image": jnp.asarray(image), "label": jnp.asarray(label)}
-    train_step = jax.jit(make_train_step(apply, optimizer, ()), donate_argnums=0)
+    train_step = jax.jit(train, donate_argnums=0)
 
     def step() -> float:
         nonlocal state
