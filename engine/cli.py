@@ -80,7 +80,7 @@ def _check_once(given: Sequence[str]) -> None:
     Raises:
         InputError: one is.
     """
-    options = [each.partition("=")[0] for each in given]
+    options = [each.partition("=")[0].replace("_", "-") for each in given]
     twice = next((each for each in _SEVERAL if options.count(each) > 1), None)
     if twice is not None:
         raise InputError(f"{twice} is given twice; give all its values after one.")

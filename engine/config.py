@@ -181,8 +181,8 @@ class Finetune:
     anchor: float = 0.0
     """Pull of pretrained kernels to their pretrained values, in the place of decay (L2-SP)."""
     freeze_until: Annotated[str | None, arg(metavar="LEVEL")] = None
-    """Freeze all levels before this one; 'head' trains the last layer alone. Levels begin the
-    paths that --dry-run shows."""
+    """Freeze all levels before this one; the last level, 'head' (in a graph its layer's name),
+    trains the last layer alone. One that is not there is answered with the list."""
     unfreeze_every: Annotated[int | None, arg(metavar="INT")] = None
     """Thaw level by level from the head inwards, the next after so many steps."""
     rule: Annotated[tuple[str, ...], arg(metavar="RULE...")] = ()

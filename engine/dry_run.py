@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Var
 
 from voxtune.engine.config import Finetune
 from voxtune.engine.rules import FOREVER, Row, Rules
@@ -89,11 +90,12 @@ def totals(
     thaws = f", of which {later:,} thaw later and cost as much from the start" if later else ""
     thaws += f", {never:,} of them after the end" if never else ""
     blocks = batch["image"].shape[0]
+    epoch = f"{cases / blocks:,.1f}".removesuffix(".0")
     return [
         f"parameters: {whole:,} values, {trained:,} trained{thaws}, {whole - trained:,} frozen",
         f"a step: {flops(step, state, batch) / 1e9:,.1f} GFLOP in convolutions and products",
         f"memory, about: {_size(sum(parts.values()))} ({shown})",
-        f"an epoch: {cases / blocks:.3g} steps, if each of {cases} scans gives one block",
+        f"an epoch: {epoch} steps, if each of {cases} scans gives one block",
     ]
 
 
@@ -122,7 +124,11 @@ def _kept(step: TrainStep, state: TrainState, batch: Mapping[str, Any]) -> int:
         return backward
 
     given = trained, frozen, state.statistics, dict(batch), state.key
-    found = jax.tree.leaves(jax.eval_shape(residuals, *given))
-    # Parameters are handed over as well, and counted already.
-    params = _bytes((trained, frozen))
-    return max(0, sum(each.size * each.dtype.itemsize for each in found) - params)
+    traced = jax.make_jaxpr(lambda *arrays: jax.tree.leaves(residuals(*arrays)))(*given).jaxpr
+    # Parameters and blocks are handed over as well, and counted already.
+    kept: dict[Var, Any] = {
+        each: each.aval
+        for each in traced.outvars
+        if isinstance(each, Var) and each not in traced.invars
+    }
+    return sum(each.size * each.dtype.itemsize for each in kept.values())

@@ -99,7 +99,7 @@ def parse_rule(text: str) -> Rule:
     rule = Rule(pattern, **found)
     try:
         rule.matches("")
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise InputError(f"The rule '{text}' has no regular expression ({error}).") from error
     return rule
 
@@ -297,8 +297,8 @@ def make_rules(parameters: Parameters, config: Finetune) -> Rules:
     thawing = any(0 < row.until < FOREVER for row in rows.values())
     if config.unfreeze_every is not None and not thawing:
         raise InputError(
-            f"--unfreeze-every {config.unfreeze_every} finds no level to thaw: --freeze-until or "
-            "--rule freeze them for good; leave one out."
+            f"--unfreeze-every {config.unfreeze_every} finds no level to thaw: there is one level "
+            "only, or --freeze-until or --rule freeze them for good; leave one out."
         )
     if not any(row.trained and row.until < config.steps for row in rows.values()):
         raise InputError(
@@ -344,7 +344,7 @@ def _usual(path: str, parameters: Parameters, config: Finetune) -> Rule:
     if config.freeze_until is not None and level < parameters.levels.index(config.freeze_until):
         until = FOREVER
     elif config.unfreeze_every is not None:
-        until = config.unfreeze_every * above
+        until = float(config.unfreeze_every * above)
     return Rule(
         path,
         learning_rate=base * config.layer_decay**above,
@@ -359,7 +359,7 @@ def _check_levels(parameters: Parameters, config: Finetune) -> None:
     if config.freeze_until is not None and config.freeze_until not in parameters.levels:
         raise InputError(
             f"--freeze-until {config.freeze_until} is no level of this network; its levels are "
-            f"{shortened(parameters.levels)}."
+            f"{', '.join(parameters.levels)}."
         )
 
 

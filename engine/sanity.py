@@ -93,7 +93,7 @@ def _norms(network: Network) -> dict[str, _Norm]:
     found = {}
     if isinstance(network, GraphNet):
         for layer in network.graph.layers:
-            if layer.kind == "BatchNormalization":
+            if layer.kind == "BatchNormalization" and _of_channels(layer.config):
                 held = {
                     k: np.asarray(v)
                     for k, v in getattr(network, attribute(layer.name)).arrays().items()
@@ -113,6 +113,12 @@ def _norms(network: Network) -> dict[str, _Norm]:
             )
             found["/".join(map(str, path))] = _Norm(mean, variance, scale, bias, each.epsilon)
     return found
+
+
+def _of_channels(config: Mapping[str, Any]) -> bool:
+    """Whether a batch norm of a graph normalises channels, the last of five axes."""
+    axis = KINDS["BatchNormalization"].complete(config)["axis"]
+    return axis in (-1, 4, [-1], [4])
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ def _look(network: Network, norms: Mapping[str, _Norm]) -> Look:
         moments, differences = {}, []
 
         def tap(path: str, value: Array) -> None:
-            if path in norms:
+            if path in norms and value.ndim == 5:
                 moments[path] = value.mean((1, 2, 3)), value.var((1, 2, 3))
             if value.shape[0] == 2:  # not what is the same for all blocks
                 first, second = value
@@ -167,7 +173,7 @@ def check_start(
 ) -> list[str]:
     """What is odd about how a pretrained network does in the middle of some scans.
 
-    At most five forward passes of two blocks, a few more where it says one class everywhere. A
+    At most six forward passes of two blocks, a few more where it says one class everywhere. A
     network whose weights are random is run with their means.
 
     Args:

@@ -50,7 +50,6 @@ class Start:
         origin: path → where that comes from.
         dropped: tensors of the model directories that are not used → why; those of `--init-from`
             with its folder before their path.
-        heads: paths of the network's last layers.
         notes: what a person should know of it, sentences.
     """
 
@@ -58,7 +57,6 @@ class Start:
     parameters: dict[str, Array]
     origin: dict[str, Origin]
     dropped: dict[str, str]
-    heads: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
     def network(self) -> Network:
@@ -145,7 +143,6 @@ def make_start(
         parameters={path: given[path][0] for path in target.shapes},
         origin={path: given[path][1] for path in target.shapes},
         dropped=dropped,
-        heads=target.heads,
         notes=(*notes, *_notes(spec, target, config)),
     )
 

@@ -32,7 +32,7 @@ from voxtune.engine.model_dir import (
 )
 from voxtune.engine.output import check_free
 from voxtune.engine.predict import Predictor
-from voxtune.engine.rules import FOREVER, Parameters, Rules, make_rules, shortened
+from voxtune.engine.rules import FOREVER, Parameters, Rules, make_rules, parse_rule, shortened
 from voxtune.engine.run_dir import Log, finite, make_run_dir, record
 from voxtune.engine.sanity import check_start
 from voxtune.engine.start import Start, make_start
@@ -361,8 +361,9 @@ def _announcement(prepared: Prepared) -> list[str]:
         *(f"warning: {each}" for each in prepared.warnings),
     ]
     rows = prepared.rules.rows.values()
-    if config.anchor and not any(row.anchor for row in rows):
-        lines.append("note: no trained kernel is pretrained, so --anchor pulls none")
+    anchors = (parse_rule(each).anchor for each in prepared.rules.given)
+    if (config.anchor or any(anchors)) and not any(row.anchor for row in rows):
+        lines.append("note: nothing that is trained is pretrained, so anchors pull nothing")
     late = [row for row in rows if config.steps <= row.until < FOREVER]
     if late:
         levels = shortened(list(dict.fromkeys(row.level for row in late)))

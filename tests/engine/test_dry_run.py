@@ -91,3 +91,15 @@ def test_memory_is_near_what_the_compiled_step_takes(meshnet: Any, step_of: Any,
     assert memory is not None
     needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     assert needed / 2 < found < 2 * needed
+
+
+def test_frozen_parameters_do_not_hide_what_is_kept(step_of: Any):
+    """They outweigh the block here; only what reaches the head is kept, and its logits."""
+    wide = build("meshnet", {"outputs": 2, "filters": 64, "dilations": (1, 1), "norm": None})
+    batch = {name: each[:1, :8, :8, :8] for name, each in BATCH.items()}
+    step, state = step_of(wide, **CONFIG, freeze_until="head")
+    line = totals(step.rules, step, state, batch, 1, 30)[2]
+    size, unit = re.findall(r"backward pass ([\d,]+) (KiB|MiB)", line)[0]
+    found = float(size.replace(",", "")) * {"KiB": 2**10, "MiB": 2**20}[unit]
+    voxels = 8**3 * 4  # bytes
+    assert 64 * voxels <= found <= 90 * voxels

@@ -58,3 +58,10 @@ def test_a_list_given_twice_is_refused(option: str, capsys: pytest.CaptureFixtur
         capsys.readouterr().err
         == f"voxtune: {option} is given twice; give all its values after one.\n"
     )
+
+
+def test_underscores_are_dashes_there_too(capsys: pytest.CaptureFixture[str]):
+    assert (
+        main(["finetune", "a", "b", "c", "--class_weights", "1", "2", "--class-weights", "3"]) == 2
+    )
+    assert "--class-weights is given twice" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -82,6 +83,7 @@ class TestWriting:
             ("stem/* anchor=much", "finite number of at least 0"),
             ("stem/* from_step=1.5", "whole number of at least 0"),
             ("re:stem(/* freeze", "no regular expression"),
+            ("re:a{99999999999} freeze", "no regular expression"),
             ("stem/* l2=1 l2=2", "says l2 twice"),
             ("stem/* freeze freeze=no", "says freeze twice"),
             ("stem/* freeze=no from_step=3", "freeze=no and from_step"),
@@ -259,6 +261,11 @@ class TestOptions:
         found = rows(freeze_until="head", rule=("*/bias freeze=no",))
         assert found["stem/conv/bias"].until == 0
         assert found["stem/conv/kernel"].until == FOREVER
+
+    def test_a_step_beyond_all_whole_numbers_of_a_device(self) -> None:
+        """int32 holds none of these: the comparison is in floating point."""
+        found = rows(unfreeze_every=2_000_000_000)["stem/conv/kernel"].until
+        assert jnp.asarray(jnp.int32(5) >= found).item() is False
 
     def test_nothing_to_thaw(self) -> None:
         with pytest.raises(InputError, match="finds no level to thaw"):

@@ -221,3 +221,36 @@ def test_random_weights_count_by_their_means() -> None:
     }
     spec = ModelSpec("bayesian_meshnet", arguments, "softmax", CLASSES, CONTRACT)
     assert check_start(spec, values, IMAGES) == check_start(spec, values, IMAGES)
+
+
+@pytest.mark.parametrize("axis", [1, [2], None])
+def test_batch_norms_of_something_else_than_channels_are_left_out(axis: Any) -> None:
+    """One along depth, and one in a gate, behind the mean over all voxels."""
+    conv = {"filters": 2, "kernel_size": [1, 1, 1]}
+    layers = [GraphLayer("conv", "Conv3D", conv)]
+    calls = [GraphCall("conv", "conv", ("image",))]
+    if axis is None:
+        layers += [
+            GraphLayer("pool", "GlobalAveragePooling3D", {"keepdims": False}),
+            GraphLayer("norm", "BatchNormalization", {}),
+            GraphLayer("shape", "Reshape", {"target_shape": [1, 1, 1, 2]}),
+            GraphLayer("gate", "Multiply", {}),
+        ]
+        calls += [
+            GraphCall("pool", "pool", ("conv",)),
+            GraphCall("norm", "norm", ("pool",)),
+            GraphCall("shape", "shape", ("norm",)),
+            GraphCall("gate", "gate", ("conv", "shape")),
+        ]
+    else:
+        layers += [GraphLayer("norm", "BatchNormalization", {"axis": axis})]
+        calls += [GraphCall("norm", "norm", ("conv",))]
+    made = Graph(tuple(layers), tuple(calls), {"image": (8, 8, 8, 1)}, (calls[-1].name,))
+    arguments = {"graph": made.to_json(), "outputs": 2}
+    rng = np.random.default_rng(0)
+    values = {
+        path: rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        for path, shape in shapes("graph", arguments).items()
+    }
+    spec = ModelSpec("graph", arguments, "linear", CLASSES, CONTRACT)
+    assert not any("batch norm" in each for each in check_start(spec, values, IMAGES[:2]))

@@ -130,7 +130,7 @@ def test_the_trunk_is_the_pretrained_one_to_the_last_bit() -> None:
     assert found.dropped == dict.fromkeys(HEAD, "the last layer is new")
     assert found.spec.classes == CLASSES
     assert found.spec.arguments["outputs"] == 3
-    assert found.heads == ("head",)
+    assert found.network().head_paths == ("head",)
     assert list(found.parameters) == list(found.origin) == list(PARAMETERS)
 
 
@@ -274,9 +274,9 @@ def test_several_heads_are_treated_alike(monkeypatch: pytest.MonkeyPatch) -> Non
     spec = dataclasses.replace(SPEC, family="two", arguments={"channels": 1, "outputs": 2})
     both = {f"{head}/{name}" for head in ("head", "side") for name in ("kernel", "bias")}
     new, more = start(spec=spec), start(MORE, spec, head="extend")
-    assert new.heads == ("head", "side")
+    assert new.network().head_paths == ("head", "side")
     assert hows(new)["initialised"] == hows(more)["adapted"] == both
-    for head in new.heads:
+    for head in new.network().head_paths:
         np.testing.assert_allclose(new.parameters[f"{head}/bias"], np.log(PREVALENCE), rtol=1e-5)
         old = tensors_of(spec)[f"{head}/kernel"]
         wanted = old[..., [0, 1, 0]]
