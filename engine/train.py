@@ -297,9 +297,11 @@ def _check_loss(config: Finetune, start: Start) -> None:
         InputError: it is not.
     """
     loss_of(config).check(start.spec.arguments["outputs"])
+    if config.loss != "elbo":
+        return
     network = start.spec.network(start.parameters)
     assert isinstance(network, nnx.Module)
-    if config.loss == "elbo" and jax.eval_shape(lambda: divergence(network)) is None:
+    if jax.eval_shape(lambda: divergence(network)) is None:
         raise InputError(
             f"--loss elbo is for networks whose weights are random, which {config.model_dir} does "
             "not hold; pass --loss cross_entropy."
