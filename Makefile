@@ -15,13 +15,16 @@ demo: $(READY)
 test: $(READY) lint types
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-# Broken files without end: more of tests/converters/test_fuzz.py, from a fresh seed, which it prints.
+# Broken files without end: more of tests/converters/test_fuzz.py and tests/engine/test_volume_fuzz.py,
+# from a fresh seed, which each prints.
 fuzz: $(READY)
 	JAX_PLATFORMS=cpu $(BIN)/python tests/converters/fuzz.py --count 100000
+	$(BIN)/python tests/engine/fuzz_volume.py --count 100000
 
-# What remat saves on a TPU, and that no step gathers there: compiled for one, without one. libtpu
-# is kept out of .venv, where JAX would look for a TPU.
-soak: .venv-soak/.ready
+# `prepare` killed at 24 random moments; then what remat saves on a TPU, and that no step gathers
+# there: compiled for one, without one. libtpu is kept out of .venv, where JAX would look for a TPU.
+soak: $(READY) .venv-soak/.ready
+	$(BIN)/python tests/soak/prepare.py
 	.venv-soak/bin/python tests/soak/tpu.py
 
 .venv-soak/.ready: pyproject.toml

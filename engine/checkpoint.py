@@ -118,22 +118,30 @@ class Checkpoints:
             directory.absolute(), preservation_policy=policy
         )
 
-    def save(self, step: int, state: Any, quality: float) -> None:
+    def save(self, step: int, state: Any, data: Mapping[str, int], quality: float) -> None:
         """Starts writing a step's whole state; returns before it is on disk.
 
         Args:
             step: its number.
-            state: all of it.
+            state: all that the step changes.
+            data: where the data goes on, see `voxtune.engine.feed.Feed.state`.
             quality: of two checkpoints the better one has more; NaN where it is not known.
         """
-        # Forced, or Orbax leaves out a step while the one before is still being written.
         metrics = {} if math.isnan(quality) else {"quality": quality}
-        self._checkpointer.save_async(step, state, metrics=metrics, force=True)
+        parts = {"state": state, "data": dict(data)}
+        # Forced, or Orbax leaves out a step while the one before is still being written.
+        self._checkpointer.save_checkpointables_async(step, parts, metrics=metrics, force=True)
 
-    def restore(self, like: Any, step: int | None = None) -> Any:
-        """The state of a step (the newest by default), with the shapes and shardings of `like`."""
+    def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, int]]:
+        """State and data of a step (the newest by default).
+
+        Args:
+            like: a state of the same structure, shapes and shardings.
+            step: its number.
+        """
         self._checkpointer.wait()  # what is still being written cannot be read
-        return self._checkpointer.load(step, like)
+        found = self._checkpointer.load_checkpointables(step, {"state": like, "data": None})
+        return found["state"], found["data"]
 
     def __enter__(self) -> Self:
         return self

@@ -23,6 +23,8 @@ _SEVERAL = (
     "--classes",
     "--arguments",
     "--lambda",
+    "--swap",
+    "--keep",
 )
 
 
@@ -114,6 +116,14 @@ def run(command: config.Command, console: Console) -> int:
             from voxtune.engine.export import export
 
             return 0 if export(command, console) else 1
+        case config.Prepare():
+            from voxtune.engine.prepare import prepare
+
+            prepare(command, console)
+        case config.Summary():
+            from voxtune.engine.summary import summarise
+
+            summarise(command, console)
         case config.Finetune():
             from voxtune.engine.train import finetune
 
@@ -128,6 +138,7 @@ def run(command: config.Command, console: Console) -> int:
                 overlap=command.overlap,
                 overwrite=command.overwrite,
                 report=lambda line: console.print(line, highlight=False, soft_wrap=True),
+                nonfinite=command.nonfinite,
             )
         case config.Evaluate():
             from voxtune.engine.evaluate import evaluate, table, write_csv

@@ -20,6 +20,8 @@ FamilyName = Literal[
 
 
 RecipeName = Literal["voxtune", "nobrainer"]
+AugmentName = Literal["none", "light", "nobrainer", "nnunet", "strong"]
+CacheName = Literal["disk", "host", "device"]
 LossName = Literal[
     "dice_cross_entropy",
     "cross_entropy",
@@ -61,10 +63,21 @@ class Preprocessing:
     """Directions of the three axes that the network is trained with, RAS or LIA for example."""
     spacing: tuple[float, float, float] | Literal["own"] | None = field(default=None, kw_only=True)
     """Voxel size that the network is trained with, mm; 'own' leaves each scan its own."""
-    intensity: Literal["zscore", "minmax", "quantile", "percentile", "none"] | None = field(
+    grid: Annotated[Block | None, arg(metavar="INT INT INT")] = field(default=None, kw_only=True)
+    """Shape of the grid that scans are cut or padded to, voxels: 256 256 256 for FreeSurfer's; by
+    default as large as each scan."""
+    interpolation: Literal["linear", "cubic"] | None = field(default=None, kw_only=True)
+    """Of images that have to be resampled."""
+    intensity: (
+        Literal["zscore", "zscore_nonzero", "minmax", "quantile", "percentile", "window", "none"]
+        | None
+    ) = field(default=None, kw_only=True)
+    """Intensity scaling that the network is trained with: zscore_nonzero is for skull-stripped
+    scans, window for CT."""
+    window: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = field(
         default=None, kw_only=True
     )
-    """Intensity scaling that the network is trained with."""
+    """Lowest and highest value of the scaling 'window', in the scans' units."""
     block: Block | None = field(default=None, kw_only=True)
     """Shape of the blocks that the network is given, voxels."""
     threshold: float | None = field(default=None, kw_only=True)
@@ -73,6 +86,25 @@ class Preprocessing:
     """Names of the classes, background first."""
     image: bool = field(default=False, kw_only=True)
     """The network gives an image by its one linear output, not classes."""
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What is made of the values in label files, and of voxels that are no numbers."""
+
+    label_map: Annotated[Path | None, arg(metavar="FILE")] = field(default=None, kw_only=True)
+    """CSV with columns original,new and, if wanted, name; or FreeSurfer's colour table, which gives
+    names alone. Label values become what it says."""
+    unlisted: Literal["error", "background"] = field(default="error", kw_only=True)
+    """What label values become that the map does not list."""
+    keep: Annotated[tuple[int, ...], arg(metavar="INT...")] = field(default=(), kw_only=True)
+    """Label values to keep, after the map; all others become background."""
+    binarise: bool = field(default=False, kw_only=True)
+    """After all that, every label value but 0 becomes 1."""
+    label_interpolation: Literal["nearest", "linear"] = field(default="nearest", kw_only=True)
+    """How labels are resampled: to the nearest, or each class linearly and the largest wins."""
+    nonfinite: Annotated[float | None, arg(metavar="FLOAT")] = field(default=None, kw_only=True)
+    """Value that voxels which are NaN or infinite get; without it such scans are refused."""
 
 
 @dataclass(frozen=True)
@@ -124,21 +156,75 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Finetune:
+class Prepare(Labelling):
+    """Conform and scale labelled scans into a store, which fine-tuning reads a block at a time."""
+
+    subjects: Annotated[Positional[Path], arg(metavar="SUBJECTS.csv")]
+    """The subjects table. Without image columns it is of label maps alone, for --synthetic."""
+    store: Annotated[Positional[Path], arg(metavar="STORE")]
+    """Folder to make. One whose making was stopped is gone on with."""
+    model: Annotated[Path | None, arg(metavar="MODEL_DIR")] = None
+    """Model directory whose contract scans are prepared for; by default RAS, 1 mm, z-score."""
+    orientation: str | None = None
+    """Directions of the three axes, RAS or LIA for example."""
+    spacing: tuple[float, float, float] | Literal["own"] | None = None
+    """Voxel size, mm; 'own' leaves each scan its own."""
+    grid: Annotated[Block | None, arg(metavar="INT INT INT")] = None
+    """Shape that all scans are cut or padded to, voxels; by default as large as each is."""
+    interpolation: Literal["linear", "cubic"] | None = None
+    """Of images that have to be resampled."""
+    intensity: (
+        Literal["zscore", "zscore_nonzero", "minmax", "quantile", "percentile", "window", "none"]
+        | None
+    ) = None
+    """Intensity scaling."""
+    window: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
+    """Lowest and highest value of the scaling 'window', in the scans' units."""
+    target: bool = False
+    """What the table calls label is an image to be learned, not classes."""
+    format: Literal["npy", "zarr"] = "npy"
+    """npy is fastest on a disk; zarr is for object stores (gs://, s3://, http://)."""
+    workers: Annotated[int | None, arg(metavar="INT")] = None
+    """Processes; by default as many as there are cores."""
+    shard: Annotated[str, arg(metavar="I/N")] = "1/1"
+    """Prepare every Nth subject from the Ith on alone: so N jobs share the work."""
+    overwrite: bool = False
+    """Replace a store that is there."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Show what a store holds: shapes, spacings, classes, and a block shape that suits it."""
+
+    store: Annotated[Positional[str], arg(metavar="STORE")]
+    """What 'voxtune prepare' made: a folder, or the address of one in an object store."""
+    output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE.png")] = None
+    """PNG file to write."""
+    overwrite: bool = False
+    """Replace the PNG file if it is there."""
+
+
+@dataclass(frozen=True)
+class Finetune(Labelling):
     """Fine-tune a converted network on labelled scans."""
 
     model_dir: Annotated[Positional[Path], arg(metavar="MODEL_DIR")]
     """Model directory to start from."""
-    subjects: Annotated[Positional[Path], arg(metavar="SUBJECTS.csv")]
-    """CSV with columns subject, image, label and, if wanted, split (train, validation, test).
-    Columns image_t1, image_flair, ... in the place of image are channels, in that order."""
+    subjects: Annotated[Positional[str], arg(metavar="DATA")]
+    """A store that 'voxtune prepare' made (a folder, or an address such as gs://bucket/store), or a
+    CSV with columns subject, image, label and, if wanted, split (train, validation, test), whose
+    scans are then prepared in memory. Columns image_t1, image_flair, ... in the place of image are
+    channels, in that order."""
     run_dir: Annotated[Positional[Path], arg(metavar="RUN_DIR")]
     """Folder to make; its subfolder 'model' is the new model directory."""
     recipe: RecipeName = "voxtune"
     """Whose defaults the other options have: voxtune's, or those of Nobrainer's guide to transfer
     learning. See --recipe NAME --help."""
     dry_run: bool = False
-    """Show what would happen to each parameter, and what a step would cost; nothing is written."""
+    """Show what would happen to each parameter, and what a step would cost; nothing else is
+    written than the picture of --examples."""
+    examples: Annotated[Path | None, arg(metavar="FILE.png")] = None
+    """Of a dry run: PNG file to write, of blocks as the network would see them."""
 
     steps: int = 300
     """Training steps."""
@@ -147,8 +233,12 @@ class Finetune:
     ask for."""
     accumulate: int = 1
     """Compute a step's gradient in so many parts, one after the other: less memory."""
-    block: Annotated[Block | None, arg(metavar="INT INT INT")] = None
-    """Shape of a block in the network's orientation, voxels; by default the model's."""
+    block: Annotated[Block | Literal["full"] | None, arg(metavar="INT INT INT|full")] = None
+    """Shape of a block in the network's orientation, voxels; by default the model's. 'full' is
+    whole volumes, each padded to the largest."""
+    sampling: Literal["random", "grid"] = "random"
+    """Blocks lie anywhere, as many on labelled voxels as --foreground says, or side by side as
+    Nobrainer cuts them, each once before any comes again."""
 
     loss: LossName = "dice_cross_entropy"
     """What is minimised; see the README. The last two are for networks that give an image."""
@@ -220,10 +310,24 @@ class Finetune:
     """Where the weights of --init-from go: beginnings of their paths and what stands there in
     this network; nothing after = leaves them out."""
 
+    augment: AugmentName = "light"
+    """How blocks are changed at random, on the device; see the README."""
     flip: Literal["none", "left-right", "all"] = "left-right"
-    """Axes along which blocks are flipped at random; 'none' where classes have a side."""
+    """Axes along which blocks are flipped at random; where classes have a side, see --swap."""
+    swap: Annotated[tuple[str, ...], arg(metavar="LEFT=RIGHT...")] = ()
+    """Label values of structures that have a side, as pairs, which a flip from left to right
+    exchanges; 'freesurfer' stands for all pairs of its numbering."""
+    synthetic: bool = False
+    """Train on images drawn from the label maps alone, of any contrast and resolution, as
+    SynthSeg does."""
     foreground: float = 0.5
-    """Share of blocks centred on a labelled voxel; the rest lie anywhere."""
+    """Share of blocks centred on a labelled voxel; the rest lie anywhere. nnU-Net's is 0.33."""
+    cache: CacheName | None = None
+    """Where blocks are cut from: 'device' keeps all scans in the memory of each device, 'host' in
+    that of the machine, 'disk' reads each block from the store; by default disk, or host where a
+    CSV was given."""
+    workers: int = 0
+    """Processes that read blocks from a store; threads of this one do by default."""
     train_subjects: Annotated[int | None, arg(metavar="INT")] = None
     """Train on the first so many subjects of the split alone."""
     hold_out: float = 0.2
@@ -272,6 +376,8 @@ class Predict:
     """Of a subjects table, this split alone."""
     overlap: float = 0.25
     """Least overlap of neighbouring blocks, as a share of a block's edge."""
+    nonfinite: Annotated[float | None, arg(metavar="FLOAT")] = None
+    """Value that voxels which are NaN or infinite get; without it such scans are refused."""
     overwrite: bool = False
     """Replace results that are there."""
 
@@ -345,5 +451,16 @@ class Demo:
 
 
 Command = (
-    Inspect | Convert | Create | Export | Finetune | Predict | Evaluate | Picture | Phantom | Demo
+    Inspect
+    | Convert
+    | Create
+    | Export
+    | Prepare
+    | Summary
+    | Finetune
+    | Predict
+    | Evaluate
+    | Picture
+    | Phantom
+    | Demo
 )

@@ -15,14 +15,12 @@ from voxtune.converters.to_flax import Conversion, Tensor, convert
 from voxtune.converters.verify import Comparison, compare_golden
 from voxtune.converters.weights_only import candidates, fit, parse_arguments
 from voxtune.engine.config import Convert, Preprocessing, Source
-from voxtune.engine.conform import check_target
+from voxtune.engine.contract import Contract, check_contract
 from voxtune.engine.known_models import BRAINCHOP, NOBRAINER, KnownModel, recognise
 from voxtune.engine.model_dir import (
-    Contract,
     LabelClass,
     ModelSpec,
     check_block,
-    check_threshold,
     gives_image,
     labels_voxels,
     write_model,
@@ -161,13 +159,15 @@ def chosen_contract(usual: Contract, options: Preprocessing) -> Contract:
         "intensity": options.intensity,
         "block": options.block,
         "threshold": options.threshold,
+        "grid": options.grid,
+        "interpolation": options.interpolation,
+        "window": options.window,
     }
     given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     contract = dataclasses.replace(usual, **given)
     if options.spacing == "own":
         contract = dataclasses.replace(contract, spacing_mm=None)
-    check_target(contract.orientation, contract.spacing_mm)
-    check_threshold(contract.threshold)
+    check_contract(contract)
     return contract
 
 
@@ -271,9 +271,12 @@ def contract_line(contract: Contract, one_class: bool) -> str:
     voxels = contract.spacing_mm and " x ".join(f"{size:g}" for size in contract.spacing_mm)
     block = " x ".join(map(str, contract.block))
     threshold = f", threshold {contract.threshold:g}" * one_class
+    grid = contract.grid and f"grid of {' x '.join(map(str, contract.grid))} voxels, "
+    window = contract.window and " {:g} to {:g}".format(*contract.window)
+    cubic = "cubic, " * (contract.interpolation == "cubic")
     return (
-        f"contract: {contract.orientation}, {voxels or 'own'} mm, {contract.intensity}, "
-        f"blocks of {block} voxels{threshold}"
+        f"contract: {contract.orientation}, {voxels or 'own'} mm, {cubic}{grid or ''}"
+        f"{contract.intensity}{window or ''}, blocks of {block} voxels{threshold}"
     )
 
 

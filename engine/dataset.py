@@ -1,224 +1,272 @@
-"""Labelled scans as host batches of blocks, through Grain.
+"""Which block of which case comes when, and host batches of these blocks, through Grain.
 
-What is learnt is classes of voxels, or another image of the same head: the target.
+A step's batch follows from the seed and the number of the step alone: not from where the blocks
+are read, nor from how many threads, worker processes or machines read them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import functools
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import grain
 import numpy as np
 
-from voxtune.engine.conform import Conformed, conform
-from voxtune.engine.intensity import scale_intensity
-from voxtune.engine.losses import IGNORE
-from voxtune.engine.model_dir import Contract, LabelClass
-from voxtune.engine.subjects import Subject
-from voxtune.engine.volume import Volume, check_same_grid, load_image, load_label
-from voxtune.models.errors import InputError
+from voxtune.engine.case import IGNORE, Array, Case, Quantised, block_of
+from voxtune.engine.tiling import tiles
 
-Pair = tuple[tuple[Volume, ...], Volume]  # a subject's channels, and its label or target
+Sampling = Literal["random", "grid"]
+HostBatch = dict[str, np.ndarray]
 
-_POSITIONS = 1000  # labelled voxels remembered for each class of a case, to centre blocks on
+_VALUES = 2**16  # that a label can have
 
 
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One subject as the network sees it.
+class Valued(Protocol):
+    """A class that voxels have by the value of their label."""
+
+    @property
+    def value(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How examples are drawn.
 
     Attributes:
-        name: the subject's.
-        image: float32 `[D, H, W, C]`, conformed and scaled, at least as large as a block.
-        label: class indices uint8 `[D, H, W]`, `IGNORE` where the image was padded; or the values
-            of a target, float32, NaN where it was padded.
-        positions: for each class but background that is there, voxels of it, int `[N, 3]`; none
-            for targets.
+        block: shape of a block, voxels. Where it is at least as large as every case, examples are
+            whole volumes.
+        sampling: "random": each pass goes through all cases in a new order, and cuts one block out
+            of each, somewhere. "grid": Nobrainer's `to_blocks`: each pass goes through all blocks
+            of all cases in a new order, blocks that lie side by side; where a volume is no
+            multiple of the block they overlap, as little as can be and evenly.
+        foreground: of "random": share of blocks that are centred on a labelled voxel, each class
+            of the case being as likely (nnU-Net's oversampling, Isensee et al. 2021; here it is
+            drawn for each block, not fixed to the last places of a batch).
+        batch: blocks a step, of all processes together.
+        seed: of order and places.
     """
 
-    name: str
-    image: np.ndarray
-    label: np.ndarray
-    positions: tuple[np.ndarray, ...]
+    block: tuple[int, int, int]
+    sampling: Sampling
+    foreground: float
+    batch: int
+    seed: int
 
 
-def load_channels(images: Mapping[str, Path]) -> tuple[Volume, ...]:
-    """Reads a subject's images, all on the grid of the first.
-
-    Raises:
-        InputError: a file is bad, or not on that grid.
-    """
-    first, *others = map(load_image, images.values())
-    return (first, *(check_same_grid(first, each, "linear") for each in others))
+def class_table(classes: Iterable[Valued]) -> np.ndarray:
+    """Label value → class index, uint8 `[65536]`; `IGNORE` for values that are no class."""
+    table = np.full(_VALUES, IGNORE, np.uint8)
+    for index, each in enumerate(classes):
+        table[each.value] = index
+    return table
 
 
-def network_image(scan: Sequence[Volume], contract: Contract) -> tuple[np.ndarray, Conformed]:
-    """A scan as its network sees it, float32 `[D, H, W, C]`, and the conformed grid.
+def examples(cases: Sequence[Case], plan: Plan) -> int:
+    """How many blocks a pass through all cases has."""
+    if plan.sampling == "random":
+        return len(cases)
+    return sum(len(tiles(each.shape, plan.block, overlap=0.0)) for each in cases)
+
+
+def choices(cases: Sequence[Case], plan: Plan, table: np.ndarray | None) -> grain.MapDataset:
+    """Examples without end: `case`, an index, int32, and `start`, its first voxel, int32 `[3]`.
+
+    Along an axis that is smaller than the block, `start` is 0.
 
     Args:
-        scan: its channels, on one grid; each is scaled by its own statistics.
-        contract: how.
+        cases: the subjects.
+        plan: how examples are drawn.
+        table: see `class_table`; None for targets, whose blocks lie anywhere.
     """
-    channels = []
-    for each in scan:
-        grid = conform(each, contract.orientation, contract.spacing_mm, "image")
-        channels.append(scale_intensity(grid.data, contract.intensity, each.path))
-    return np.stack(channels, axis=-1), grid
-
-
-def pad_to_block(
-    data: np.ndarray, block: Sequence[int], **how: Any
-) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """Pads the three spatial axes on both sides to the block's size, where they are smaller.
-
-    Images are padded by reflection: zeros round a cropped scan look like nothing that a network
-    was trained on, and it finds nothing there (brainchop's networks label all background).
-
-    Args:
-        data: `[D, H, W, ...]`.
-        block: least size of the three axes, voxels.
-        how: of `numpy.pad`; reflection by default.
-
-    Returns:
-        The padded array, and where the given one lies in it.
-    """
-    short = [max(0, size - n) for n, size in zip(data.shape[:3], block, strict=True)]
-    width = [(n // 2, n - n // 2) for n in short] + [(0, 0)] * (data.ndim - 3)
-    inside = tuple(
-        slice(before, before + n) for (before, _), n in zip(width[:3], data.shape[:3], strict=True)
-    )
-    if not any(short):
-        return data, inside
-    return np.pad(data, width, **(how or {"mode": "reflect"})), inside
-
-
-def read_pairs(subjects: Sequence[Subject], target: bool = False) -> list[Pair]:
-    """Scan and label of each subject, on one grid.
-
-    Args:
-        subjects: with labels.
-        target: whether what the table calls label is an image, with any values.
-
-    Raises:
-        InputError: a file is bad, or does not fit the others.
-    """
-    pairs = []
-    for subject in subjects:
-        assert subject.label is not None
-        scan = load_channels(subject.images)
-        if target:
-            truth = check_same_grid(scan[0], load_image(subject.label), "linear")
-        else:
-            truth = check_same_grid(scan[0], load_label(subject.label))
-        pairs.append((scan, truth))
-    return pairs
-
-
-def make_case(
-    name: str,
-    scan: Sequence[Volume],
-    label: Volume,
-    contract: Contract,
-    classes: Sequence[LabelClass],
-    ignored: int | None = None,
-) -> Case:
-    """One subject as the network sees it.
-
-    Args:
-        name: the subject's.
-        scan: its channels.
-        label: its label map.
-        contract: preprocessing.
-        classes: what label values are.
-        ignored: label value of voxels that count for nothing.
-
-    Raises:
-        InputError: the label has values that are no class.
-    """
-    values = np.array([each.value for each in classes])
-    known = values if ignored is None else np.append(values, ignored)
-    unknown = np.setdiff1d(label.data, known)
-    if unknown.size:
-        shown = ", ".join(map(str, unknown[:10])) + (", ..." if unknown.size > 10 else "")
-        raise InputError(
-            f"{label.path} has label values that are no class ({shown}); the classes are "
-            f"{', '.join(map(str, values))}: correct the file, name them with --labels where the "
-            "head is not kept, or leave them out with --ignore-label."
+    if plan.sampling == "grid":
+        places = np.array(
+            [
+                (case, *start)
+                for case, each in enumerate(cases)
+                for start in tiles(each.shape, plan.block, overlap=0.0)
+            ],
+            np.int32,
         )
-    conformed = conform(label, contract.orientation, contract.spacing_mm, "label").data
-    order = np.argsort(known)
-    # The value to be ignored comes behind the classes, and is none of them.
-    indices = order[np.searchsorted(known[order], conformed)]
-    indices = np.where(indices == len(values), IGNORE, indices).astype(np.uint8)
-    image, filled = _padded(scan, indices, contract, IGNORE)
-    return Case(name, image, filled, _positions(filled, len(classes)))
+        return _shuffled(len(places), plan.seed).map(TakePlace(places))
+    draw = DrawBlock(cases, plan.block, plan.foreground, table)
+    return _shuffled(len(cases), plan.seed).random_map(draw, seed=plan.seed)
 
 
-def make_target_case(name: str, scan: Sequence[Volume], target: Volume, contract: Contract) -> Case:
-    """One subject as a network that gives an image sees it.
+def _shuffled(count: int, seed: int) -> grain.MapDataset:
+    """0 to `count - 1`, again and again, each time in a new order."""
+    return grain.MapDataset.range(count).repeat().map_with_index(Shuffle(count, seed))
 
-    The target is conformed and scaled as the scan's channels are: linearly, and by its own
-    statistics. So what the network learns to give is scaled too.
+
+# Classes, and no functools.partial: Grain would print one with all of its arguments.
+
+
+class Shuffle(grain.transforms.MapWithIndex):
+    """Index of an example → which one of `count` it is.
+
+    In the place of Grain's own shuffle, which takes 3 ms an example where there are 30 of them, and
+    18 ms where there are two (grain 0.2.18): as long as a step with a device cache.
     """
-    scaled, _ = network_image((target,), contract)
-    image, filled = _padded(scan, scaled[..., 0], contract, np.nan)
-    return Case(name, image, filled, ())
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count, self._seed = count, seed
+
+    def map_with_index(self, index: int, element: int) -> int:
+        """The example, from 0 to `count - 1`."""
+        turn, place = divmod(index, self._count)
+        return int(_order(self._count, self._seed, turn)[place])
 
 
-def _padded(
-    scan: Sequence[Volume], truth: np.ndarray, contract: Contract, unknown: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The network's image, and beside it `truth`, `unknown` where the image was padded."""
-    image, _ = network_image(scan, contract)
-    padded, _ = pad_to_block(image, contract.block)
-    filled, _ = pad_to_block(truth, contract.block, mode="constant", constant_values=unknown)
-    return padded, filled
+@functools.lru_cache(maxsize=4)  # those who read ahead may be in the next pass
+def _order(count: int, seed: int, turn: int) -> np.ndarray:
+    return np.random.default_rng((seed, turn)).permutation(count)
 
 
-def _positions(label: np.ndarray, classes: int) -> tuple[np.ndarray, ...]:
-    found = []
-    for index in range(1, classes):
-        where = np.flatnonzero(label == index)
-        if where.size:
-            every = -(-where.size // _POSITIONS)
-            found.append(np.stack(np.unravel_index(where[::every], label.shape), axis=-1))
-    return tuple(found)
+class TakePlace(grain.transforms.Map):
+    """Number of a block → `case` and `start`."""
+
+    def __init__(self, places: np.ndarray) -> None:
+        self._places = places
+
+    def map(self, element: int) -> HostBatch:
+        """The place with this number."""
+        case, *start = self._places[element]
+        return {"case": case, "start": np.array(start)}
 
 
-class CutBlock(grain.transforms.RandomMap):
-    """Cuts one block out of a case, centred on a labelled voxel with some probability.
+class DrawBlock(grain.transforms.RandomMap):
+    """Draws where a case's block lies: see `Plan`.
 
     Args:
-        block: its shape, voxels.
-        foreground: that probability; each class of the case is as likely.
+        cases: the subjects.
+        block: shape of a block, voxels.
+        foreground: probability that it is centred on a labelled voxel.
+        table: see `class_table`.
     """
 
-    def __init__(self, block: tuple[int, int, int], foreground: float) -> None:
-        self._block = np.array(block)
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        block: tuple[int, int, int],
+        foreground: float,
+        table: np.ndarray | None,
+    ) -> None:
+        self._cases, self._block, self._table = cases, np.array(block), table
         self._foreground = foreground
 
-    def random_map(self, element: Case, rng: np.random.Generator) -> dict[str, Any]:
-        """`image` `[*block, C]`, `label` `[*block]`, and `name`, the subject's."""
-        last = np.array(element.label.shape) - self._block
+    def random_map(self, element: int, rng: np.random.Generator) -> HostBatch:
+        """`case` and `start` of the case with this index."""
+        case = self._cases[element]
+        last = np.maximum(np.array(case.shape) - self._block, 0)
         start = rng.integers(0, last + 1)
-        if element.positions and rng.random() < self._foreground:
-            positions = element.positions[rng.integers(len(element.positions))]
+        labelled = self._labelled(case)
+        if labelled and rng.random() < self._foreground:
+            positions = labelled[rng.integers(len(labelled))]
             centre = positions[rng.integers(len(positions))]
             start = np.clip(centre - self._block // 2, 0, last)
-        where = tuple(slice(a, a + n) for a, n in zip(start, self._block, strict=True))
-        image, label = element.image[where], element.label[where]
-        return {"image": image, "label": label, "name": element.name}
+        return {"case": np.int32(element), "start": start.astype(np.int32)}
+
+    def _labelled(self, case: Case) -> list[np.ndarray]:
+        """Voxels of each class of a case, but background."""
+        if self._table is None:
+            return []
+        # Sorted, or blocks would depend on how a case came by its labels.
+        values = [each for each in sorted(case.positions) if self._table[each] not in (0, IGNORE)]
+        return [case.positions[each] for each in values if len(case.positions[each])]
 
 
 def batches(
-    cases: Sequence[Case], block: tuple[int, int, int], batch: int, foreground: float, seed: int
+    cases: Sequence[Case],
+    plan: Plan,
+    table: np.ndarray | None,
+    unknown: float,
+    share: tuple[int, int] = (0, 1),
+    read: bool = True,
 ) -> grain.MapDataset:
-    """Batches without end, `batches(...)[step]` being the one of a step.
+    """Batches without end, `batches(...)[step]` being a process's part of that of a step.
 
-    A batch is `image` `[B, *block, C]`, `label` `[B, *block]` and `name`, str `[B]`, which has to
-    stay on the host: devices hold no text. Each pass goes through all cases in a new order. A
-    step's batch follows from the seed and its number alone.
+    A batch is `image` float32 `[B, *block, C]` (absent where cases have none), `label`
+    `[B, *block]` (class indices uint8, or a target's values, float32), and `name`, str `[B]`, which
+    has to stay on the host: devices hold no text.
+
+    Args:
+        cases: the subjects.
+        plan: how examples are drawn.
+        table: see `class_table`; None for a target.
+        unknown: what a label has beside its case: `IGNORE`, or NaN for a target.
+        share: number of this process, and how many there are; they divide the batch evenly.
+        read: whether blocks are read; otherwise a batch has `case` int32 `[B]` and `start` int32
+            `[B, 3]` in the place of image and label, see `voxtune.engine.cache`.
     """
-    dataset = grain.MapDataset.source(cases).seed(seed).shuffle().repeat()
-    return dataset.random_map(CutBlock(block, foreground)).batch(batch, drop_remainder=True)
+    chosen = choices(cases, plan, table).batch(plan.batch, drop_remainder=True)
+    part = chosen.map(TakePart(*share)).map(AddNames(cases))
+    return part.map(ReadBlocks(cases, plan.block, table, unknown)) if read else part
+
+
+class TakePart(grain.transforms.Map):
+    """Takes a process's part of a batch: see `batches`."""
+
+    def __init__(self, index: int, count: int) -> None:
+        self._index, self._count = index, count
+
+    def map(self, element: HostBatch) -> HostBatch:
+        """The arrays `[B / count, ...]`."""
+        return {name: np.split(each, self._count)[self._index] for name, each in element.items()}
+
+
+class AddNames(grain.transforms.Map):
+    """Adds `name` to `case`."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self._cases = cases
+
+    def map(self, element: HostBatch) -> HostBatch:
+        """What there is, and `name`, str `[B]`."""
+        return element | {"name": np.array([self._cases[each].name for each in element["case"]])}
+
+
+class ReadBlocks(grain.transforms.Map):
+    """Reads the blocks that were chosen: see `batches`."""
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        block: tuple[int, int, int],
+        table: np.ndarray | None,
+        unknown: float,
+    ) -> None:
+        self._cases, self._how = cases, (block, table, unknown)
+
+    def map(self, element: HostBatch) -> HostBatch:
+        """`image` and `label` in the place of `case` and `start`."""
+        images, labels = [], []
+        for case, start in zip(element["case"], element["start"].tolist(), strict=True):
+            image, label = block_of(self._cases[case], start, *self._how)
+            labels.append(label)
+            if image is not None:
+                images.append(image)
+        found = {"label": np.stack(labels), "name": element["name"]}
+        return found | ({"image": np.stack(images)} if images else {})
+
+
+def host_cached(cases: Sequence[Case]) -> list[Case]:
+    """The cases with their arrays in memory, as they are stored."""
+    with ThreadPoolExecutor() as pool:  # reading from an object store is waiting, most of all
+        return list(pool.map(_in_memory, cases))
+
+
+def _in_memory(case: Case) -> Case:
+    image, label = case.image, case.label
+    return replace(
+        case,
+        image=None if image is None else _loaded(image),
+        label=_loaded(label) if isinstance(label, Quantised) else _read(label),
+    )
+
+
+def _loaded(values: Quantised) -> Quantised:
+    return replace(values, stored=_read(values.stored))
+
+
+def _read(array: Array) -> np.ndarray:
+    return array if type(array) is np.ndarray else np.array(array[:, :, :])

@@ -54,8 +54,9 @@ def totals(
     step: TrainStep,
     state: TrainState,
     batch: Mapping[str, Any],
-    cases: int,
+    examples: int,
     steps: int,
+    cache: int = 0,
 ) -> list[str]:
     """Counts, work and memory of a step in lines for a person. Nothing is computed.
 
@@ -68,8 +69,9 @@ def totals(
         step: the training step.
         state: its state, arrays or their shapes.
         batch: arrays or their shapes.
-        cases: training scans.
+        examples: blocks in a pass through the training scans.
         steps: of the run.
+        cache: bytes of the scans that each device keeps.
     """
     rows = [row for row in rules.rows.values() if not row.statistic]
     sizes = {row.path: math.prod(row.shape) for row in rows}
@@ -85,17 +87,18 @@ def totals(
         "gradients": 4 * trained,
         "batch": _bytes(batch),
         "kept for the backward pass": _kept(step, state, batch) // step.accumulate,
+        "cache": cache,
     }
     shown = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
     thaws = f", of which {later:,} thaw later and cost as much from the start" if later else ""
     thaws += f", {never:,} of them after the end" if never else ""
-    blocks = batch["image"].shape[0]
-    epoch = f"{cases / blocks:,.1f}".removesuffix(".0")
+    blocks = batch["label"].shape[0]
+    epoch = f"{examples / blocks:,.1f}".removesuffix(".0")
     return [
         f"parameters: {whole:,} values, {trained:,} trained{thaws}, {whole - trained:,} frozen",
         f"a step: {flops(step, state, batch) / 1e9:,.1f} GFLOP in convolutions and products",
         f"memory, about: {_size(sum(parts.values()))} ({shown})",
-        f"an epoch: {epoch} steps, if each of {cases} scans gives one block",
+        f"an epoch: {epoch} steps, through {examples} blocks",
     ]
 
 
@@ -114,16 +117,17 @@ def _size(size: int) -> str:
 def _kept(step: TrainStep, state: TrainState, batch: Mapping[str, Any]) -> int:
     """Bytes of the residuals of the loss: what JAX hands from the forward to the backward pass."""
     trained, frozen = step.rules.separate(state.params)
+    data = jax.eval_shape(step.changes, state.key, dict(batch))
 
-    def residuals(trained: Any, frozen: Any, statistics: Any, batch: Any, key: Any) -> Any:
+    def residuals(trained: Any, frozen: Any, statistics: Any, data: Any, key: Any) -> Any:
         def loss(trained: Any) -> Any:
-            data = batch["image"], batch["label"]
-            return step.loss_of(trained, frozen, statistics, *data, key, jnp.int32(0))[0]
+            image, label = data
+            return step.loss_of(trained, frozen, statistics, image, label, key, jnp.int32(0))[0]
 
         _, backward = jax.vjp(loss, trained)
         return backward
 
-    given = trained, frozen, state.statistics, dict(batch), state.key
+    given = trained, frozen, state.statistics, data, state.key
     traced = jax.make_jaxpr(lambda *arrays: jax.tree.leaves(residuals(*arrays)))(*given).jaxpr
     # Parameters and blocks are handed over as well, and counted already.
     kept: dict[Var, Any] = {

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxtune.converters.to_flax import Conversion
-from voxtune.engine.model_dir import Contract, LabelClass
+from voxtune.engine.contract import Contract
+from voxtune.engine.model_dir import LabelClass
 
 _MM = (1.0, 1.0, 1.0)
 _BLOCK = (128, 128, 128)

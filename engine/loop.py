@@ -4,22 +4,19 @@ import functools
 import math
 import operator
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import numpy as np
-from jax.sharding import Mesh
-
+from voxtune.engine.changes import Batch
 from voxtune.engine.checkpoint import Checkpoints
 from voxtune.engine.config import Finetune
 from voxtune.engine.display import Display
-from voxtune.engine.mesh import over_data
+from voxtune.engine.feed import Feed
 from voxtune.engine.metrics import Counts, scores
 from voxtune.engine.optimizer import learning_rates
 from voxtune.engine.run_dir import Log
-from voxtune.engine.step import Batch, Metrics, TrainState
+from voxtune.engine.step import Metrics, TrainState
 from voxtune.engine.validation import Validation
 from voxtune.models.errors import InputError
 
@@ -35,18 +32,16 @@ class Job:
         batch: blocks a step.
         classes: names of the classes, background first; empty where an image is learned.
         step: the compiled training step.
-        feed: batches without end, on the host: `image`, `label`, and `name` of each subject.
+        feed: batches without end, on the devices.
         validate: measures a state.
-        mesh: the devices.
     """
 
     config: Finetune
     batch: int
     classes: tuple[str, ...]
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    feed: Iterator[dict[str, np.ndarray]]
+    feed: Feed
     validate: Callable[[TrainState], Validation]
-    mesh: Mesh
 
 
 @dataclass
@@ -138,11 +133,10 @@ def train(
     since, waited, done, shown = time.perf_counter(), 0.0, 0, ""
     for step in range(1, config.steps + 1):
         began = time.perf_counter()
-        batch = next(job.feed)
-        names = [str(each) for each in batch.pop("name")]
-        blocks = jax.device_put(batch, over_data(job.mesh))
+        names, batch = next(job.feed)
         waited += time.perf_counter() - began
-        state, metrics = job.step(state, blocks)
+        state, metrics = job.step(state, batch)
+        del batch  # or its memory would be held while the next ones are placed
         last = step == config.steps
         try:
             skips.add(step, metrics, names)
@@ -150,7 +144,7 @@ def train(
                 skips.look()
         except NotFiniteError as error:
             # Steps after it were skipped too, or are good: what they left is the last good state.
-            checkpoints.save(step, state, math.nan)
+            checkpoints.save(step, state, job.feed.state(), math.nan)
             raise InputError(_given_up(error, step, config)) from error
         if "counts" in metrics:
             counts.append(metrics.pop("counts"))
@@ -172,7 +166,7 @@ def train(
             began = time.perf_counter()
             validation = job.validate(state)
             value = validation.monitored(config.monitor)
-            checkpoints.save(step, state, value)
+            checkpoints.save(step, state, job.feed.state(), value)
             if validation.scores:
                 log.write(event="validation", step=step, **validation.scores)
                 display.line(f"validation at step {step}: {validation.line()}")
@@ -189,7 +183,7 @@ def train(
     display.line(f"the weights of step {best.step} are kept")
     if best.step == step:
         return state, validation
-    return checkpoints.restore(state, best.step), kept
+    return checkpoints.restore(state, best.step)[0], kept
 
 
 def _dice(counts: Sequence[Counts], classes: tuple[str, ...]) -> dict[str, float]:

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from voxtune.engine.case import IGNORE
 from voxtune.engine.config import LossName
 from voxtune.models.errors import InputError
 
-IGNORE = 255  # label of voxels that count for nothing: those that padding added
 REGRESSION: tuple[LossName, ...] = ("mean_squared_error", "mean_absolute_error")
 
 _Function = Callable[..., Array]

@@ -52,8 +52,8 @@ def memory_errors() -> Iterator[None]:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise InputError(
                 "There is not enough memory for blocks of this size; lower --block or --batch, "
-                "fine-tune with --accumulate, --remat or --compute-dtype bfloat16, or convert the "
-                "network with a smaller --block."
+                "fine-tune with --accumulate, --remat or --compute-dtype bfloat16, without --cache "
+                "device, or convert the network with a smaller --block."
             ) from error
         raise
 

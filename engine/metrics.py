@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from voxtune.engine.losses import IGNORE
+from voxtune.engine.case import IGNORE
 
 
 @partial(

@@ -5,14 +5,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from voxtune.engine.checkpoint import load_parameters, save_parameters
-from voxtune.engine.conform import check_target
-from voxtune.engine.intensity import IntensityKind
+from voxtune.engine.contract import Contract, check_contract
+from voxtune.engine.labels import LARGEST
 from voxtune.engine.output import new_folder
 from voxtune.engine.subjects import UNNAMED
 from voxtune.models.activations import ACTIVATIONS
@@ -42,27 +42,6 @@ class LabelClass:
 
     value: int
     name: str
-
-
-@dataclass(frozen=True)
-class Contract:
-    """What is done to a scan before the network sees it. Training and prediction both read this.
-
-    Attributes:
-        orientation: directions in which the three array axes run, "LIA" or "RAS" for example.
-        spacing_mm: voxel size along those axes; None leaves a scan's own.
-        intensity: scaling over the whole volume, see `voxtune.engine.intensity`.
-        block: shape of the blocks that the network is given, voxels along those axes.
-        threshold: probability above which a voxel belongs to the class of a one-class network.
-        channels: what the network's channels are called, in its order; None where nobody knows.
-    """
-
-    orientation: str
-    spacing_mm: tuple[float, float, float] | None
-    intensity: IntensityKind
-    block: tuple[int, int, int]
-    threshold: float = 0.5
-    channels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -300,36 +279,28 @@ def _other_number(spec: ModelSpec, folder: Path, given: tuple[str, ...]) -> str:
     )
 
 
-def check_threshold(threshold: float) -> None:
-    """Makes sure that a threshold is a probability.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-        raise InputError(f"The threshold {threshold} is no probability; give 0 to 1.")
-
-
 def _spec(document: dict[str, Any]) -> ModelSpec:
     contract = dict(document.pop("contract"))
     spacing, block = contract.pop("spacing_mm"), contract.pop("block")
-    channels = contract.pop("channels", None)  # older files have none
+    # Older files have none of these.
+    channels, grid, window = (contract.pop(key, None) for key in ("channels", "grid", "window"))
     spec = ModelSpec(
         contract=Contract(
             spacing_mm=None if spacing is None else _three(spacing, float),
             block=_three(block, int),
             channels=None if channels is None else tuple(map(str, channels)),
+            grid=None if grid is None else _three(grid, int),
+            window=None if window is None else _two(window),
             **contract,
         ),
         classes=tuple(LabelClass(**each) for each in document.pop("classes")),
         **document,
     )
-    if spec.contract.intensity not in get_args(IntensityKind):
-        raise ValueError(f"no intensity scaling is called '{spec.contract.intensity}'")
-    check_target(spec.contract.orientation, spec.contract.spacing_mm)
-    check_threshold(spec.contract.threshold)
+    check_contract(spec.contract)
     if spec.arguments.get("activation", "relu") not in ACTIVATIONS:
         raise ValueError(f"no activation is called '{spec.arguments['activation']}'")
+    if not all(0 <= each.value <= LARGEST for each in spec.classes):
+        raise ValueError(f"it has a class whose label value is not between 0 and {LARGEST}")
     outputs = spec.arguments["outputs"]
     expected = 2 if outputs == 1 else outputs
     if spec.classes and len(spec.classes) != expected:
@@ -345,3 +316,8 @@ def _three(values: Any, kind: type[Number]) -> tuple[Number, Number, Number]:
     if not min(first, second, third) > 0:
         raise ValueError(f"{values} is not three sizes above zero")
     return first, second, third
+
+
+def _two(values: Any) -> tuple[float, float]:
+    low, high = (float(value) for value in values)
+    return low, high

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +37,25 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise InputError(f"{folder} cannot be written: {parent} is no folder that you may write.")
 
 
+def check_apart(folder: Path, inputs: Iterable[Path]) -> None:
+    """Makes sure that replacing a folder would not remove what it is made of.
+
+    Args:
+        folder: the folder to be written.
+        inputs: files and folders that are read.
+
+    Raises:
+        InputError: one is the folder, or lies in it.
+    """
+    place = folder.resolve()
+    for each in inputs:
+        if each.resolve().is_relative_to(place):
+            raise InputError(
+                f"{each} would be removed with {folder}, which is to be written anew; choose "
+                "another folder."
+            )
+
+
 def replace_folder(new: Path, folder: Path) -> None:
     """Moves a finished folder into place; what was there goes only once the new one is whole."""
     old = folder.with_name(f".{folder.name}.old")
@@ -45,6 +64,24 @@ def replace_folder(new: Path, folder: Path) -> None:
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder, if it is there, which is moved away first: none is ever half there.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    remove_leftover(folder)
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old")
+        folder.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftover(folder: Path) -> None:
+    """Removes what stays beside a folder of a process that was stopped while it removed it."""
+    shutil.rmtree(folder.with_name(f".{folder.name}.old"), ignore_errors=True)
 
 
 def make_folder(folder: Path) -> None:

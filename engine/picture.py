@@ -91,6 +91,20 @@ def draw_contours(rows: Sequence[PictureRow], path: str | Path) -> None:
         temporary.write_bytes(_png(figure))
 
 
+def check_picture(path: Path, overwrite: bool) -> None:
+    """Makes sure that a picture may be written.
+
+    Raises:
+        InputError: it has another ending than .png, or is there and may not be replaced.
+    """
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path} must end in .png: name the picture so")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists: give another name, or pass --overwrite")
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: {path.parent} is no folder")
+
+
 def draw_predictions(
     predictions_dir: Path, subjects: Sequence[Subject], path: Path, overwrite: bool = False
 ) -> None:
@@ -99,10 +113,7 @@ def draw_predictions(
     Raises:
         InputError: the picture exists and may not be overwritten, or a file is bad or missing.
     """
-    if path.suffix.lower() != ".png":
-        raise InputError(f"{path} must end in .png: name the picture so")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists: give another name, or pass --overwrite")
+    check_picture(path, overwrite)
     rows: list[PictureRow] = []
     for subject, prediction in find_predictions(predictions_dir, subjects):
         image = load_image(subject.image)
@@ -127,10 +138,10 @@ def _png(figure: Figure) -> bytes:
 
 def _draw_row(row: PictureRow, row_axes: Sequence[Axes]) -> None:
     title, image, truth, prediction = row
-    straight = conform(image, "RAS", None, "image")
+    straight = conform(image, "RAS", None, "linear")
     spacing = np.linalg.norm(straight.affine[:3, :3], axis=0)
     outlines = [
-        (conform(replace(label, affine=image.affine), "RAS", None, "label").data, colour)
+        (conform(replace(label, affine=image.affine), "RAS", None, "nearest").data, colour)
         for label, colour in ((truth, TRUTH_COLOUR), (prediction, PREDICTION_COLOUR))
         if label is not None
     ]

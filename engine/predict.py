@@ -1,6 +1,5 @@
 """From a scan to labels, or another image, on its own grid, block by block."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from voxtune.engine.conform import image_to_scan_grid, to_scan_grid
-from voxtune.engine.dataset import load_channels, network_image, pad_to_block
 from voxtune.engine.evaluate import write_class_names
 from voxtune.engine.mesh import data_mesh, memory_errors, on_all, over_data
 from voxtune.engine.model_dir import (
@@ -20,23 +18,12 @@ from voxtune.engine.model_dir import (
     read_model,
 )
 from voxtune.engine.output import check_free, make_folder
+from voxtune.engine.preprocessing import load_channels, network_image, pad_to_block
 from voxtune.engine.step import Apply, make_predict_step, split
 from voxtune.engine.subjects import UNNAMED, read_subjects
+from voxtune.engine.tiling import tiles
 from voxtune.engine.volume import Volume, save_image, save_label, stem
 from voxtune.models.errors import InputError
-
-
-def block_starts(size: int, block: int, overlap: float) -> list[int]:
-    """Where blocks begin along an axis: as few as overlap enough, evenly spaced.
-
-    Args:
-        size: of the axis, at least `block`, voxels.
-        block: edge of a block, voxels.
-        overlap: least share of a block that its neighbour covers too.
-    """
-    step = max(1, int(block * (1 - overlap)))
-    count = 1 + -(-(size - block) // step)
-    return [round(index * (size - block) / max(1, count - 1)) for index in range(count)]
 
 
 def block_weight(block: Sequence[int]) -> np.ndarray:
@@ -76,11 +63,7 @@ class Predictor:
     def __call__(self, params: Any, statistics: Any, image: np.ndarray) -> np.ndarray:
         """Probabilities, or values, float32 `[D, H, W, K]` of an image `[D, H, W, C]`."""
         padded, inside = pad_to_block(image, self._block)
-        starts = [
-            block_starts(size, block, self._overlap)
-            for size, block in zip(padded.shape[:3], self._block, strict=True)
-        ]
-        corners = list(itertools.product(*starts))
+        corners = tiles(padded.shape[:3], self._block, self._overlap)
         together = self._mesh.size
         total: np.ndarray | None = None
         weights = np.zeros((*padded.shape[:3], 1), np.float32)
@@ -136,6 +119,7 @@ def predict(
     overlap: float,
     overwrite: bool,
     report: Callable[[str], None],
+    nonfinite: float | None = None,
 ) -> list[Path]:
     """Segments scans, or makes an image of each; each result lies on its scan's own grid.
 
@@ -149,6 +133,7 @@ def predict(
         overlap: least share of a block that its neighbour covers too.
         overwrite: whether results that are there are replaced.
         report: told of each scan done.
+        nonfinite: value for voxels that are NaN or infinite; without it such scans are refused.
 
     Returns:
         The results, in the order of the scans.
@@ -169,7 +154,7 @@ def predict(
         for _, images in scans
     ]
     for images in chosen:
-        network_image(load_channels(images), spec.contract)
+        network_image(load_channels(images, nonfinite), spec.contract)
     mesh = data_mesh()
     apply, params, statistics = split(spec.network(parameters))
     params, statistics = jax.device_put((params, statistics), on_all(mesh))
@@ -181,14 +166,15 @@ def predict(
     if spec.classes:
         write_class_names(folder, spec.names)
     for images, output in zip(chosen, outputs, strict=True):
-        scan = load_channels(images)
+        scan = load_channels(images, nonfinite)
         image, grid = network_image(scan, spec.contract)
         found = predictor(params, statistics, image)
         if spec.classes:
             said = _write_labels(output, to_scan_grid(grid, contested(found, spec)), scan[0], spec)
         else:
             said = _write_image(output, image_to_scan_grid(grid, found[..., 0]), scan[0])
-        report(f"{output}  {said}")
+        replaced = sum(each.replaced for each in scan)
+        report(f"{output}  {said}" + f", {replaced} voxels replaced" * bool(replaced))
     return outputs
 
 

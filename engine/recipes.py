@@ -17,11 +17,14 @@ _NOBRAINER = {
     "l2": 1e-3,
     "head": "keep",
     "activation": "sigmoid",
+    "sampling": "grid",
+    "augment": "none",
 }
 
 # Options of `voxtune.engine.config.Finetune` by name, as far as its own defaults are not meant.
 # Nobrainer's guide to transfer learning sets regularizers.l2(0.001) for the kernels of a model that
-# is built already, where Keras ignores it; here it is in the loss, as the guide meant it.
+# is built already, where Keras ignores it; here it is in the loss, as the guide meant it. The
+# guide's blocks lie side by side, and are not augmented.
 RECIPES: Mapping[RecipeName, Mapping[str, Any]] = MappingProxyType(
     {"voxtune": {}, "nobrainer": {"recipe": "nobrainer", **_NOBRAINER}}
 )

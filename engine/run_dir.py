@@ -12,9 +12,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from voxtune.engine.case import Case
 from voxtune.engine.config import Finetune
 from voxtune.engine.output import check_free, make_folder
-from voxtune.engine.subjects import Subject
 from voxtune.models.errors import InputError
 
 
@@ -36,7 +36,7 @@ def make_run_dir(folder: Path, overwrite: bool, documents: Mapping[str, Any]) ->
 
 
 def record(
-    config: Finetune, train: Sequence[Subject], validation: Sequence[Subject], mesh: Mesh
+    config: Finetune, train: Sequence[Case], validation: Sequence[Case], mesh: Mesh
 ) -> dict[str, Any]:
     """What a run is: options, subjects, versions and devices, as JSON values."""
     options = {

@@ -15,11 +15,12 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from voxtune.engine.dataset import pad_to_block
-from voxtune.engine.intensity import IntensityKind, scale_intensity
+from voxtune.engine.contract import Contract
+from voxtune.engine.intensity import IntensityKind, scaling_of
 from voxtune.engine.losses import class_logits
-from voxtune.engine.model_dir import Contract, ModelSpec
+from voxtune.engine.model_dir import ModelSpec
 from voxtune.engine.predict import contested
+from voxtune.engine.preprocessing import pad_to_block
 from voxtune.models.errors import InputError
 from voxtune.models.families import Network
 from voxtune.models.graph_net import GraphNet, attribute
@@ -325,14 +326,18 @@ def _turns(contract: Contract) -> Mapping[str, Change]:
 
 
 def _scalings(contract: Contract) -> Mapping[str, Change]:
-    """Other scalings → what scales a scan `[D, H, W, C]` again; what was clipped stays so."""
+    """Other scalings → what scales a scan `[D, H, W, C]` again; what was clipped stays so.
+
+    A window cannot be guessed, and a scaled scan no longer tells which of its voxels were zero.
+    """
 
     def scale(kind: IntensityKind, image: np.ndarray) -> np.ndarray:
         try:
-            channels = [scale_intensity(each, kind) for each in np.moveaxis(image, -1, 0)]
+            channels = [scaling_of(each, kind)(each) for each in np.moveaxis(image, -1, 0)]
         except InputError:  # it would divide by zero
             return image
         return np.stack(channels, axis=-1)
 
-    kinds = (kind for kind in get_args(IntensityKind) if kind not in (contract.intensity, "none"))
+    left_out = (contract.intensity, "none", "window", "zscore_nonzero")
+    kinds = (kind for kind in get_args(IntensityKind) if kind not in left_out)
     return {f"intensity {kind}": partial(scale, kind) for kind in kinds}

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from voxtune.engine.config import Finetune
-from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model
+from voxtune.engine.contract import Contract
+from voxtune.engine.model_dir import LabelClass, ModelSpec, read_model
 from voxtune.engine.path_map import LEFT_OUT, PathMap
 from voxtune.engine.rules import nearest, shortened
 from voxtune.engine.sources import Source, Target

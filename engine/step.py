@@ -1,6 +1,6 @@
 """One training step and one prediction, as pure functions of arrays."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax import Array, lax
 
-from voxtune.engine.augment import augment
+from voxtune.engine.changes import UNCHANGED, Batch, Changes
 from voxtune.engine.config import Finetune
 from voxtune.engine.losses import REGRESSION, Loss, class_logits
 from voxtune.engine.metrics import Counts, count
@@ -22,7 +22,6 @@ from voxtune.models.families import Network
 from voxtune.models.freezing import freeze_statistics
 from voxtune.models.variational import divergence
 
-Batch = dict[str, Array]
 Metrics = dict[str, Any]  # name → float32 scalar, and "counts": Counts
 
 
@@ -122,7 +121,8 @@ def split(
 class TrainStep:
     """The training step: `(state, batch)` → `(state, metrics)`, to be jitted with state donated.
 
-    A batch is `image` float32 `[B, D, H, W, C]` and `label` `[B, D, H, W]`. A step whose loss,
+    A batch is `image` float32 `[B, D, H, W, C]` and `label` `[B, D, H, W]`, or what `changes`
+    makes that of. A step whose loss,
     gradient or update is not finite changes nothing but `step` and `skipped`.
 
     Attributes:
@@ -130,7 +130,7 @@ class TrainStep:
         optimizer: what moves its parameters.
         rules: which of them are trained.
         loss: what is minimised.
-        flip_axes: spatial axes along which blocks are flipped at random.
+        changes: what is done to a batch before the network sees it.
         voxels: of all training scans together. Where weights are random, their divergence from
             the priors joins the loss, divided by this, since the loss is a mean over voxels: so
             cross-entropy and divergence are the evidence lower bound of a voxel (Blundell et al.
@@ -147,7 +147,7 @@ class TrainStep:
     optimizer: optax.GradientTransformationExtraArgs
     rules: Rules
     loss: Loss
-    flip_axes: Sequence[int]
+    changes: Changes
     voxels: int
     accumulate: int
     average: float
@@ -164,8 +164,8 @@ class TrainStep:
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One step."""
-        to_augment, to_drop = jax.random.split(jax.random.fold_in(state.key, state.step))
-        image, label = augment(to_augment, batch["image"], batch["label"], self.flip_axes)
+        to_change, to_drop = step_keys(state.key, state.step)
+        image, label = self.changes(to_change, batch)
         trained, frozen = self.rules.separate(state.params)
         gradients, statistics, metrics = self._gradients(
             trained, frozen, state.statistics, (image, label), to_drop, state.step
@@ -261,6 +261,12 @@ class TrainStep:
         return optax.incremental_update(moved, state.average, 1 - share)
 
 
+def step_keys(key: Array, step: Array | int) -> tuple[Array, Array]:
+    """The keys of a step, made of a run's: for what is done to its batch, and for dropout."""
+    to_change, to_drop = jax.random.split(jax.random.fold_in(key, step))
+    return to_change, to_drop
+
+
 def loss_of(config: Finetune) -> Loss:
     """What a run minimises.
 
@@ -275,7 +281,7 @@ def make_step(
     config: Finetune,
     rules: Rules,
     *,
-    flip_axes: Sequence[int] = (),
+    changes: Changes = UNCHANGED,
     voxels: int = 1,
 ) -> tuple[TrainStep, Any, Any]:
     """The training step of a network, its parameters and its statistics as nested dicts."""
@@ -285,7 +291,7 @@ def make_step(
         make_optimizer(config, rules),
         rules,
         loss_of(config),
-        flip_axes,
+        changes,
         voxels,
         config.accumulate,
         config.ema,

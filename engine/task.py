@@ -4,30 +4,68 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
+from voxtune.engine.case import IGNORE, Case
 from voxtune.engine.config import Finetune
-from voxtune.engine.dataset import Pair
-from voxtune.engine.losses import IGNORE, REGRESSION
-from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, check_block
+from voxtune.engine.contract import Contract, check_contract
+from voxtune.engine.labels import LARGEST
+from voxtune.engine.losses import REGRESSION
+from voxtune.engine.model_dir import LabelClass, ModelSpec, check_block
 from voxtune.engine.subjects import UNNAMED
 from voxtune.engine.surgery import with_input
 from voxtune.models.errors import InputError
+from voxtune.models.families import abstract
 from voxtune.models.graph import Graph, head_activation, with_linear_head
 
 
-def label_counts(pairs: Sequence[Pair], ignored: int | None = None) -> Counter[int]:
-    """Label value → voxels that have it, in some scans as they are; the one ignored left out."""
+def label_counts(cases: Sequence[Case], ignored: int | None = None) -> Counter[int]:
+    """Label value → voxels that have it, in some subjects; the one ignored left out."""
     total = Counter[int]()
-    for _, label in pairs:
-        values, counts = np.unique(label.data, return_counts=True)
-        total.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    for case in cases:
+        total.update(case.counts)
     return Counter({value: count for value, count in total.items() if value != ignored})
 
 
+def check_labels(
+    cases: Sequence[Case],
+    classes: Sequence[LabelClass],
+    ignored: int | None = None,
+    files: Mapping[str, Path | None] = MappingProxyType({}),
+) -> None:
+    """Makes sure that every label value is a class's, or the one ignored.
+
+    Args:
+        cases: the subjects.
+        classes: that are learned.
+        ignored: label value of voxels that count for nothing.
+        files: name of a subject → its label file, where that is known.
+
+    Raises:
+        InputError: one is not.
+    """
+    known = {*_values(classes), ignored}
+    for case in cases:
+        unknown = sorted(case.counts.keys() - known)
+        if unknown:
+            shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+            known_values = ", ".join(map(str, _values(classes)))
+            raise InputError(
+                f"{files.get(case.name) or f'The label of subject {case.name}'} has label values "
+                f"that are no class ({shown}); the classes are {known_values}: correct the file, "
+                "map its values with --label-map (for a store, of 'voxtune prepare'), name them "
+                "with --labels where the head is not kept, or leave them out with --ignore-label."
+            )
+
+
 def classes_of(
-    config: Finetune, spec: ModelSpec, counts: Mapping[int, int]
+    config: Finetune,
+    spec: ModelSpec,
+    counts: Mapping[int, int],
+    names: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[LabelClass, ...]:
     """The classes to learn, in the order of the outputs; none where an image is learned.
 
@@ -38,6 +76,7 @@ def classes_of(
         config: of the run.
         spec: the model.
         counts: what `label_counts` gives of the training scans.
+        names: label value → name, where --labels does not name them.
 
     Raises:
         InputError: --labels makes no sense, the training scans lack a class, or the head cannot be
@@ -56,7 +95,7 @@ def classes_of(
         raise InputError(
             f"{config.model_dir} has no classes to keep: it does not label voxels; pass --head new."
         )
-    found = named or _found_classes(counts)
+    found = named or _found_classes(counts, names)
     if config.head == "keep":
         if named and set(_values(named)) != set(_values(spec.classes)):
             raise InputError(
@@ -81,10 +120,14 @@ def classes_of(
     return classes
 
 
-def _found_classes(counts: Mapping[int, int]) -> tuple[LabelClass, ...]:
+def _found_classes(counts: Mapping[int, int], names: Mapping[int, str]) -> tuple[LabelClass, ...]:
     """A class for each label value, and background, which comes first."""
     values = sorted({0, *counts}, key=lambda value: (value != 0, value))
-    return tuple(LabelClass(value, f"class {value}" if value else "background") for value in values)
+    unnamed = {value: f"class {value}" if value else "background" for value in values}
+    named = {value: names.get(value, name) for value, name in unnamed.items()}
+    # Names may be of a large table; the log has a mean.
+    clear = len(set(named.values())) == len(named) and "mean" not in named.values()
+    return tuple(LabelClass(value, (named if clear else unnamed)[value]) for value in values)
 
 
 def _check_new(
@@ -136,8 +179,10 @@ def _named_classes(config: Finetune) -> tuple[LabelClass, ...] | None:
     classes = dict[int, LabelClass]()
     for text in config.labels:
         value, _, name = text.partition("=")
-        if not re.fullmatch(r"\s*-?\d+\s*", value) or not name.strip():
+        if not re.fullmatch(r"\s*\d+\s*", value) or not name.strip():
             raise InputError(f"--labels takes VALUE=NAME, such as 1=lesion; '{text}' is not that.")
+        if int(value) > LARGEST:
+            raise InputError(f"--labels: '{text}' has a value above {LARGEST}, the largest.")
         taken = {"mean", *(each.name for each in classes.values())}  # the log has a mean
         if int(value) in classes or name.strip() in taken:
             raise InputError(f"--labels: the value or the name of '{text}' is taken already.")
@@ -158,21 +203,31 @@ def prevalence_of(counts: Mapping[int, int], classes: Sequence[LabelClass]) -> n
     return voxels / max(1, voxels.sum())
 
 
-def contract_of(spec: ModelSpec, config: Finetune, channels: Sequence[str]) -> Contract:
+def contract_of(
+    spec: ModelSpec, config: Finetune, channels: Sequence[str], cases: Sequence[Case]
+) -> Contract:
     """The model's contract, with the block that was asked for and the channels that there are.
 
     Args:
         spec: the model.
         config: of the run.
         channels: what `training_channels` gives.
+        cases: to train on; a block that is to be 'full' is as large as the largest.
 
     Raises:
-        InputError: the block does not suit the network.
+        InputError: the block does not suit the network, or the grid that scans are conformed to.
     """
     block = config.block or spec.contract.block
+    if block == "full":
+        multiple = abstract(spec.family, spec.arguments).min_multiple
+        largest = np.max([case.shape for case in cases], axis=0)
+        depth, height, width = (-(-largest // multiple) * multiple).tolist()
+        block = depth, height, width
     check_block(spec.family, spec.arguments, block)
     names = None if tuple(channels) == UNNAMED else tuple(channels)
-    return dataclasses.replace(spec.contract, block=block, channels=names)
+    contract = dataclasses.replace(spec.contract, block=block, channels=names)
+    check_contract(contract)  # the grid may be smaller than the block
+    return contract
 
 
 def spec_of(

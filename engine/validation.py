@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from voxtune.engine.dataset import Case
+from voxtune.engine.case import Case, class_indices
 from voxtune.engine.metrics import Mean, count, scores
 from voxtune.engine.model_dir import ModelSpec
 from voxtune.engine.predict import Predictor, contested
@@ -41,26 +41,47 @@ class Validation:
 
 
 def validate(
-    predictor: Predictor, params: Any, statistics: Any, cases: Sequence[Case], spec: ModelSpec
+    predictor: Predictor,
+    params: Any,
+    statistics: Any,
+    cases: Sequence[Case],
+    spec: ModelSpec,
+    table: np.ndarray | None,
 ) -> Validation:
     """Mean over cases of each metric of each class but background, and the mean of classes.
 
     Measured on the conformed grid. A case in which a metric of a class is undefined (Dice: neither
     label nor prediction has it) is left out of its mean. For a network that gives an image: the
     mean absolute error, in units of the scaled target.
+
+    Args:
+        predictor: what predicts whole volumes.
+        params: of the network.
+        statistics: of the network.
+        cases: with images; each is read whole.
+        spec: the network's.
+        table: label value → class index, see `voxtune.engine.dataset.class_table`; None for a
+            network that gives an image.
     """
     if not cases:
         return Validation({})
-    if not spec.classes:
-        errors = [_error(predictor(params, statistics, case.image), case) for case in cases]
-        return Validation({ERROR: {"mean": float(np.mean(errors))}})
+    errors: list[float] = []
     found: dict[str, Mean] = {}
     for case in cases:
-        probabilities = predictor(params, statistics, case.image)
-        predicted = contested(probabilities, spec).argmax(axis=-1)
-        for name, values in scores(count(predicted, case.label, len(spec.classes))).items():
+        assert case.image is not None
+        predicted = predictor(params, statistics, case.image[:, :, :])
+        truth = case.label[:, :, :]
+        if table is None:
+            errors.append(float(np.nanmean(np.abs(predicted[..., 0] - truth[..., 0]))))
+            continue
+        classes = contested(predicted, spec).argmax(axis=-1)
+        for name, values in scores(
+            count(classes, class_indices(case, truth, table), len(spec.classes))
+        ).items():
             mean = Mean.of(values)
             found[name] = found[name] + mean if name in found else mean
+    if table is None:
+        return Validation({ERROR: {"mean": float(np.mean(errors))}})
     return Validation({name: _by_class(mean.value(), spec) for name, mean in found.items()})
 
 
@@ -70,7 +91,3 @@ def _by_class(values: np.ndarray, spec: ModelSpec) -> dict[str, float]:
     if len(named) > 1 and np.isfinite(values).any():
         named["mean"] = float(np.nanmean(values))
     return named
-
-
-def _error(image: np.ndarray, case: Case) -> float:
-    return float(np.nanmean(np.abs(image[..., 0] - case.label)))

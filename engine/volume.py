@@ -2,24 +2,35 @@
 
 A file is checked before its voxels are believed: what it claims must fit what is on the disk, its
 numbers must be finite, its affine invertible. What is wrong becomes one sentence (`InputError`).
+No JAX here.
+
+Where a scan lies is told by its sform; where its code is 0, by its qform; where that is 0 too, by
+voxel sizes alone, and then as nibabel has it: centred, with the first axis to the left.
 """
 
 import gzip
+import io
 import logging
 import math
-import os
+import secrets
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
+from nibabel.fileholders import FileHolder
 
 from voxtune.models.errors import InputError
 
-SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
+# Of odd extensions, which tell nothing here. Once: the filters are one list for all threads, so a
+# `catch_warnings` round each read would leave those of another thread behind.
+warnings.filterwarnings("ignore", module="nibabel")
+
+SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img", ".mgz", ".mgh")
 
 # Two affines, or an affine and a straight grid, count as equal when no axis differs by more than
 # this fraction of a voxel per voxel. A qform stores a rotation as three float32 of a quaternion and
@@ -30,7 +41,11 @@ ORIGIN_TOLERANCE_MM = 0.01  # origins are stored as they are, not through a quat
 
 MAX_VOXELS = 2**31  # 8 GiB as float32, eight times a 0.25 mm head; beyond it a header is broken
 _MAX_DEFLATE_RATIO = 1032  # the format cannot compress better: 258 bytes in 2 bits
+_CHUNK_BYTES = 2**20
+_LARGEST = float(np.finfo(np.float32).max)
 _WHOLE_NUMBER_TOLERANCE = 1e-4  # labels stored as scaled integers: 255 * 0.00392157 is 1.00000035
+# Single files first: what ends in .nii is one, what ends in .hdr or .img is two.
+_KINDS: Any = (nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair, nib.Nifti2Pair, nib.MGHImage)
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI codes of metre and micrometre; all else is mm
 
 
@@ -43,12 +58,14 @@ class Volume:
         affine: float64 [4, 4], voxel indices to millimetres in RAS+ world space.
         path: the file it came from.
         header: nibabel's header, kept to write outputs on the very same grid.
+        replaced: voxels that were NaN or infinite in the file.
     """
 
     data: np.ndarray
     affine: np.ndarray
     path: Path
     header: Any
+    replaced: int = 0
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -62,27 +79,51 @@ class Volume:
         return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
 
 
-def load_image(path: str | Path) -> Volume:
+def load_image(path: str | Path, nonfinite: float | None = None) -> Volume:
     """Read a scan.
+
+    Args:
+        path: the file.
+        nonfinite: value for voxels that are NaN or infinite; None refuses scans that have any.
 
     Returns:
         Volume with data float32 [D, H, W], the file's slope and intercept applied.
 
     Raises:
         InputError: the file is missing, damaged, not one 3D volume of plain numbers, has NaN or
-            infinite voxels, is constant, or has an affine that cannot be inverted.
+            infinite voxels that are not to be replaced, is constant, or has an affine that cannot
+            be inverted.
     """
     path = Path(path)
+    check_nonfinite(nonfinite)
     stored, affine, header = _read(path)
     with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which is refused below
         data = stored.astype(np.float32)
-    _check_finite(data, path)
+    bad = ~np.isfinite(data)
+    replaced = int(np.count_nonzero(bad))
+    if replaced and nonfinite is None:
+        raise InputError(
+            f"{path} has {replaced} voxels that are NaN or infinite: "
+            "give the value that stands for them with --nonfinite, 0 for most scans"
+        )
+    if replaced:
+        data[bad] = nonfinite
     if data.min() == data.max():
         raise InputError(
             f"{path} has the same value ({data.flat[0]:g}) in every voxel: "
             "there is nothing to see in it, export the scan again"
         )
-    return Volume(data, affine, path, header)
+    return Volume(data, affine, path, header, replaced)
+
+
+def check_nonfinite(value: float | None) -> None:
+    """Makes sure that what stands for NaN and infinite voxels is a float32 itself.
+
+    Raises:
+        InputError: it is not.
+    """
+    if value is not None and not abs(value) <= _LARGEST:
+        raise InputError(f"--nonfinite {value} is not finite itself: give a number such as 0")
 
 
 def load_label(path: str | Path) -> Volume:
@@ -98,7 +139,11 @@ def load_label(path: str | Path) -> Volume:
     path = Path(path)
     stored, affine, header = _read(path)
     if stored.dtype.kind == "f":
-        _check_finite(stored, path)
+        if bad := stored.size - np.count_nonzero(np.isfinite(stored)):
+            raise InputError(
+                f"{path} has {bad} voxels that are NaN or infinite, which no label is: set them to "
+                "their label and save it again"
+            )
         whole = np.rint(stored)
         fractional = np.abs(stored - whole) > _WHOLE_NUMBER_TOLERANCE
         if fractional.any():
@@ -192,6 +237,14 @@ def stem(path: Path) -> str:
     return path.name[: len(path.name) - len(ending)]
 
 
+def files_of_volume(path: Path) -> list[Path]:
+    """The files that a volume is read from: both halves of a pair, else the one that is given."""
+    if path.name.lower().removesuffix(".gz").endswith((".hdr", ".img")):
+        halves: Any = nib.Nifti1Pair.filespec_to_file_map(path)
+        return [Path(half.filename) for half in halves.values()]
+    return [path]
+
+
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
     """Give a name to write to in the folder of `path`; rename to `path` when the block succeeds.
@@ -201,7 +254,8 @@ def written_beside(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the folder is missing or cannot be written to, or the disk is full.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # its end still tells the format
+    # Its end still tells the format. Jobs in containers that share a disk share process numbers.
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
         yield temporary
         temporary.replace(path)
@@ -228,22 +282,78 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, Any]:
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file: check the path")
     with _nibabel_errors(path):
-        image = nib.load(path, mmap=False)  # reads the header only
-    if not isinstance(image, nib.Nifti1Pair | nib.MGHImage):
+        kind = next((each for each in _KINDS if each.path_maybe_image(path)[0]), None)
+    if kind is None:
         raise InputError(
-            f"{path} holds a {type(image).__name__}, not a NIfTI or MGH volume: convert it to NIfTI"
+            f"{path} is no NIfTI or MGH volume, whatever its name says: convert it to NIfTI, or put"
+            " the .hdr of a .img beside it"
         )
-    shape = _checked_shape(image, path)
-    affine = _checked_affine(image, path)
-    _check_size_on_disk(image, path)
-    with _nibabel_errors(path):
-        stored = np.asanyarray(_whole(image, path).dataobj)
-    return stored.reshape(shape), affine, image.header
+    files = {part: Path(file.filename) for part, file in kind.filespec_to_file_map(path).items()}
+    with ExitStack() as stack:
+        streams: dict[str, Any] = {
+            part: _Stream(stack.enter_context(_open(file, path))) for part, file in files.items()
+        }
+        with _nibabel_errors(path):  # reads the header only
+            held = {part: FileHolder(fileobj=stream) for part, stream in streams.items()}
+            image = kind.from_file_map(held, mmap=False)
+        shape = _checked_shape(image, path)
+        affine = _checked_affine(image, path)
+        _check_size_on_disk(image, files["image"], path)
+        with _nibabel_errors(path):
+            stored = np.asanyarray(image.dataobj).reshape(shape)
+            for stream in streams.values():
+                # nibabel stops at the last voxel, before the checksum of a compressed file, and
+                # would not see a flipped bit. Text may come between them in an MGH file.
+                stream.read(_CHUNK_BYTES)
+    return stored, affine, image.header
+
+
+def _open(file: Path, path: Path) -> Any:
+    """One file of a volume, unpacked as it is read.
+
+    Raises:
+        InputError: the half of a pair that was not given is missing.
+    """
+    try:
+        return gzip.open(file) if _is_compressed(file) else file.open("rb")
+    except OSError as error:
+        raise InputError(
+            f"{path} needs {file}, which cannot be read ({error.strerror}): put both in one folder"
+        ) from error
+
+
+def _is_compressed(file: Path) -> bool:
+    return file.suffix.lower() in (".gz", ".mgz")
+
+
+class _Stream:
+    """A file to read, which takes no memory for bytes that are not there.
+
+    Python's own streams take it for all that is asked for, so a header that claims an extension of
+    2 GiB would get them. nibabel takes for files only what can also be written to.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytearray:
+        content = bytearray()
+        while size < 0 or len(content) < size:
+            wanted = _CHUNK_BYTES if size < 0 else min(_CHUNK_BYTES, size - len(content))
+            chunk = self._stream.read(wanted)
+            if not chunk:
+                break
+            content += chunk
+        return content
+
+    def write(self, _: bytes) -> int:
+        raise io.UnsupportedOperation("this file is read only")
 
 
 @contextmanager
 def _nibabel_errors(path: Path) -> Iterator[None]:
-    """Turn whatever nibabel raises on a broken file into a sentence, and keep its log quiet.
+    """Turn whatever nibabel raises on a broken file into a sentence, and keep it quiet otherwise.
 
     It lets errors of a dozen unrelated kinds through (its own, OSError, EOFError, zlib.error,
     ValueError, KeyError, OverflowError, LinAlgError ...): a wide net, but only around its calls.
@@ -255,7 +365,8 @@ def _nibabel_errors(path: Path) -> Iterator[None]:
     logger = nib.imageglobals.logger
     logger.addFilter(mute)
     try:
-        with np.errstate(all="ignore"):  # noise in a header overflows; the checks come later
+        # Noise in a header overflows; the checks come later.
+        with np.errstate(all="ignore"):
             yield
     except Exception as error:  # damaged files raise more kinds than can be listed
         reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
@@ -265,18 +376,6 @@ def _nibabel_errors(path: Path) -> Iterator[None]:
         ) from error
     finally:
         logger.removeFilter(mute)
-
-
-def _whole(image: Any, path: Path) -> Any:
-    """The image, with a compressed file unpacked and its checksum verified.
-
-    nibabel stops reading at the last voxel, before the checksum, and would not see a flipped bit.
-    """
-    if path.suffix.lower() not in (".gz", ".mgz"):
-        return image
-    trailer = 2**20  # what may follow the voxels in an MGH file
-    with gzip.open(path) as stream:
-        return type(image).from_bytes(stream.read(_claimed_bytes(image) + trailer))
 
 
 def _checked_shape(image: Any, path: Path) -> tuple[int, int, int]:
@@ -302,9 +401,9 @@ def _checked_shape(image: Any, path: Path) -> tuple[int, int, int]:
 def _checked_affine(image: Any, path: Path) -> np.ndarray:
     """float64 [4, 4] in mm. A NIfTI header may count in metres or micrometres."""
     affine = np.array(image.affine, np.float64)
-    if isinstance(image, nib.Nifti1Pair):
-        affine[:3] *= _MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if isinstance(image, nib.Nifti1Pair):
+            affine[:3] *= _MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
         directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     flat = not np.isfinite(directions).all() or abs(np.linalg.det(directions)) < AXIS_TOLERANCE
     if flat or not np.isfinite(affine).all():
@@ -321,27 +420,13 @@ def _claimed_bytes(image: Any) -> int:
     return int(image.dataobj.offset) + voxels * int(image.get_data_dtype().itemsize)
 
 
-def _check_size_on_disk(image: Any, path: Path) -> None:
+def _check_size_on_disk(image: Any, file: Path, path: Path) -> None:
     """Compare with what the header claims before memory is taken for it."""
-    holder = Path(image.file_map["image"].filename)  # the .img of a pair
-    try:
-        size = holder.stat().st_size
-    except OSError as error:
-        raise InputError(f"{holder} cannot be read ({error.strerror}): {path} needs it") from error
-    compressed = holder.suffix.lower() in (".gz", ".mgz")
-    if _claimed_bytes(image) > size * (_MAX_DEFLATE_RATIO if compressed else 1):
+    size, claimed = file.stat().st_size, _claimed_bytes(image)
+    if claimed > size * (_MAX_DEFLATE_RATIO if _is_compressed(file) else 1):
         raise InputError(
-            f"{holder} is cut short, its {size} bytes cannot hold the {_claimed_bytes(image)} "
-            "that its header claims: copy or export it again"
-        )
-
-
-def _check_finite(data: np.ndarray, path: Path) -> None:
-    bad = data.size - np.count_nonzero(np.isfinite(data))
-    if bad:
-        raise InputError(
-            f"{path} has {bad} voxels that are NaN or infinite: "
-            "set them to the background value and save it again"
+            f"{path} is cut short, {size} bytes cannot hold the {claimed} that its header claims: "
+            "copy or export it again"
         )
 
 
@@ -355,7 +440,7 @@ def _label_dtype(data: np.ndarray, path: Path) -> type[np.integer]:
 
 
 def _in_one_line(affine: np.ndarray) -> str:
-    rows = (" ".join(f"{value:.4f}".rstrip("0").rstrip(".") for value in row) for row in affine[:3])
+    rows = (" ".join(f"{round(value, 4):.7g}" for value in row) for row in affine[:3].tolist())
     return f"[{'; '.join(rows)}]"
 
 

@@ -1,6 +1,7 @@
 """What all tests share: eight CPU devices for JAX, and the folder of scans and Keras files."""
 
 import dataclasses
+import gc
 import os
 from collections.abc import Callable
 from importlib.metadata import version
@@ -16,9 +17,14 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    # jaxlib 0.11 ends the process on this flag, which it no longer has.
-    + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
+    # jaxlib 0.11 ends the process on flags that it no longer has. Of a program that is compiled by
+    # parts, each part costs, and these are small.
+    + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    * version("jaxlib").startswith("0.10."),
 )
+# Tracing makes millions of objects that live, and looking for cycles among them after each 700 is
+# a fifth of its time.
+gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
@@ -47,13 +53,12 @@ def step_of() -> Callable[..., tuple[Any, Any]]:
     def make(
         network: Any,
         optimizer: optax.GradientTransformation | None = None,
-        flip_axes: tuple[int, ...] = (),
         voxels: int = 1,
         **options: Any,
     ) -> tuple[Any, Any]:
-        config = Finetune(Path("model"), Path("subjects.csv"), Path("run"), **options)
+        config = Finetune(Path("model"), "subjects.csv", Path("run"), **options)
         rules = make_rules(Parameters.of(network), config)
-        step, *arrays = make_step(network, config, rules, flip_axes=flip_axes, voxels=voxels)
+        step, *arrays = make_step(network, config, rules, voxels=voxels)
         if optimizer is not None:
             moves = optax.with_extra_args_support(optimizer)
             step = dataclasses.replace(step, optimizer=moves)

@@ -19,8 +19,8 @@ COMMANDS = (
     "convert {pretrained} {out}/brain --golden {golden}"
     " --spacing 3 3 3 --block 48 48 48 --classes background brain",
     "finetune {out}/brain {out}/phantoms/subjects.csv {out}/run --labels 1=lesion"
-    " --steps 360 --validate-every 180 --log-every 30 --trunk-lr 5e-3 --head-lr 1e-2"
-    " --foreground 0.6",
+    " --steps 360 --validate-every 180 --log-every 30 --trunk-lr 3e-3 --head-lr 1e-2"
+    " --ema 0.98",
     "predict {out}/run/model {out}/phantoms/subjects.csv --split test -o {out}/predictions",
     "evaluate {out}/predictions {out}/phantoms/subjects.csv --split test -o {out}/dice.csv",
     "picture {out}/predictions {out}/phantoms/subjects.csv --split test -o {out}/lesions.png",

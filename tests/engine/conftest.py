@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from voxtune.engine.cli import main
-from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, write_model
+from voxtune.engine.contract import Contract
+from voxtune.engine.model_dir import LabelClass, ModelSpec, write_model
 from voxtune.engine.volume import Volume
 from voxtune.models.parameters import shapes
 

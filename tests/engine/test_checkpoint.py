@@ -171,13 +171,14 @@ def test_a_whole_state_comes_back_with_its_key_and_lies_on_the_mesh(tmp_path: Pa
     )
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         for step in (1, 2, 7):
-            checkpoints.save(step, state, step / 10)
+            checkpoints.save(step, state, {"step": 10 * step}, step / 10)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()} == {
         "2",
         "7",
     }
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        found = checkpoints.restore(blank)
+        found, data = checkpoints.restore(blank)
+    assert data == {"step": 70}
     assert jax.tree.structure(found) == jax.tree.structure(state)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
         assert one.dtype == other.dtype
@@ -192,9 +193,9 @@ def test_the_best_checkpoint_stays_beside_the_newest(tmp_path: Path):
     qualities = {1: 0.2, 2: 0.7, 3: 0.7, 4: 0.1, 5: math.nan, 6: 0.3}
     with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
         for step, quality in qualities.items():
-            checkpoints.save(step, {"step": jnp.int32(step)}, quality)
-        found = checkpoints.restore({"step": jnp.int32(0)}, 3)
-    assert int(found["step"]) == 3
+            checkpoints.save(step, {"step": jnp.int32(step)}, {"step": step}, quality)
+        found, data = checkpoints.restore({"step": jnp.int32(0)}, 3)
+    assert int(found["step"]) == data["step"] == 3
     left = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
     assert left == {"3", "6"}  # of two that are as good the later one
 
@@ -224,9 +225,9 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_been(tmp_path: Path, 
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         for number in range(1, 4):
             state, _ = compiled(state, batch)
-            checkpoints.save(number, state, 0.5)
+            checkpoints.save(number, state, {"step": number}, 0.5)
         kept = bits(state)
-        found = checkpoints.restore(state)
+        found, _ = checkpoints.restore(state)
     assert jax.tree.structure(found) == jax.tree.structure(state)
     for one, other in zip(bits(found), kept, strict=True):
         np.testing.assert_array_equal(one, other)

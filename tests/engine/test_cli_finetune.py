@@ -39,7 +39,7 @@ import pytest
             ["a.nii", "same value (1)"],
         ),
         (lambda folder, _: os.truncate(folder / "a.nii", 1200), ["a.nii", "cut short"]),
-        (lambda folder, _: (folder / "b.nii").write_bytes(b"?"), ["b.nii", "cannot be read"]),
+        (lambda folder, _: (folder / "b.nii").write_bytes(b"?"), ["b.nii", "is no NIfTI"]),
         (lambda folder, _: (folder / "b.nii").unlink(), ["b.nii", "is not a file"]),
         (
             lambda folder, scans: scans.save(

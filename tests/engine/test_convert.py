@@ -12,8 +12,9 @@ from rich.console import Console
 
 from voxtune.engine.cli import main
 from voxtune.engine.config import Convert
+from voxtune.engine.contract import Contract
 from voxtune.engine.convert import classes_of, convert_file
-from voxtune.engine.model_dir import Contract, ModelSpec, read_model
+from voxtune.engine.model_dir import ModelSpec, read_model
 from voxtune.models.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -152,6 +153,23 @@ def test_options_come_before_the_defaults(tfjs: Path):
     assert list(spec.names.values()) == ["air", "grey", "white"]
 
 
+def test_grid_interpolation_and_window_are_the_contracts(tfjs: Path):
+    console = Console(width=200)
+    options = {"grid": (160, 192, 160), "interpolation": "cubic", "intensity": "window"}
+    config = Convert(tfjs, tfjs.parent / "model", window=(-100.0, 240.0), **options)
+    with console.capture() as capture:
+        convert_file(config, console)
+    spec, _ = read_model(tfjs.parent / "model")
+    assert spec.contract == Contract(
+        *("LIA", (1, 1, 1), "window", (128, 128, 128)),
+        grid=(160, 192, 160),
+        interpolation="cubic",
+        window=(-100, 240),
+    )
+    words = "1 x 1 x 1 mm, cubic, grid of 160 x 192 x 160 voxels, window -100 to 240, blocks"
+    assert words in capture.get()
+
+
 def test_classes_are_called_as_colormap_json_says(tfjs: Path):
     labels = ["background", "Grey Matter", "White Matter"]
     (tfjs / "colormap.json").write_text(json.dumps({"labels": labels}))
@@ -179,6 +197,9 @@ def test_a_colormap_json_that_is_none_is_passed_over(tfjs: Path, content: str):
         ({"block": (8, 0, 8)}, "--block 8 0 8"),
         ({"threshold": 1.5}, "threshold"),
         ({"threshold": float("nan")}, "threshold"),
+        ({"grid": (127, 128, 128)}, "--grid 127 128 128 is smaller than the block"),
+        ({"window": (0.0, 1.0)}, "--window 0 1"),
+        ({"intensity": "window"}, "--window LOW HIGH"),
     ],
 )
 def test_options_that_make_no_sense(tfjs: Path, options: dict[str, Any], sentence: str):

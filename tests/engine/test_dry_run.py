@@ -41,7 +41,7 @@ def test_a_row_a_parameter(meshnet: Any, step_of: Any):
     options = CONFIG | {"rule": ("block1/* freeze", "block2/norm/* from_step=20"), "anchor": 0.5}
     step, _ = step_of(meshnet, **options)
     origin = {path: Origin("loaded", "loaded", True) for path in step.rules.rows}
-    paths = (Path("model"), Path("subjects.csv"), Path("run"))
+    paths = (Path("model"), "subjects.csv", Path("run"))
     by_path = cells(parameter_lines(step.rules, origin, Finetune(*paths, **options)))
     assert by_path.keys() == step.rules.rows.keys()
     shape, values, rate, decay, anchor, l2, frozen, start = by_path["block2/conv/kernel"]

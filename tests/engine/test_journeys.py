@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from voxtune.engine.cli import main
-from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model, write_model
+from voxtune.engine.contract import Contract
+from voxtune.engine.model_dir import LabelClass, ModelSpec, read_model, write_model
 from voxtune.models.families import complete
 from voxtune.models.parameters import shapes
 

@@ -5,6 +5,7 @@ The published files are too large to be at hand; these have their structure and 
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,17 @@ def randomised(model: Any) -> Any:
     return model
 
 
+# `randomised` gives values; Keras's own would be drawn in vain, slowly.
+conv3d = partial(layers.Conv3D, kernel_initializer="zeros")
+conv3d_up = partial(layers.Conv3DTranspose, kernel_initializer="zeros")
+
+
 def nobrainer_unet() -> Any:
     """The brain-extraction U-Net: 4,768,289 parameters."""
 
     def double(x: Any, first: int, second: int) -> Any:
         for filters in (first, second):
-            x = layers.Conv3D(filters, 3, padding="same")(x)
+            x = conv3d(filters, 3, padding="same")(x)
             x = layers.Activation("relu")(x)
         return x
 
@@ -57,9 +63,9 @@ def nobrainer_unet() -> Any:
         x = layers.MaxPooling3D(2)(skips[-1])
     x = double(x, 128, 256)
     for width in (128, 64, 32):
-        up = layers.Conv3DTranspose(2 * width, 2, strides=2, padding="same")(x)
+        up = conv3d_up(2 * width, 2, strides=2, padding="same")(x)
         x = double(layers.Concatenate()([skips.pop(), up]), width, width)
-    x = layers.Conv3D(1, 1)(x)
+    x = conv3d(1, 1)(x)
     return randomised(keras.Model(inputs, layers.Activation("sigmoid")(x)))
 
 
@@ -78,7 +84,7 @@ def synthseg(labels: int, activation: str) -> Any:
     for level in range(5):
         for conv in range(2):
             name = f"unet_conv_downarm_{level}_{conv}"
-            x = layers.Conv3D(24 * 2**level, 3, padding="same", activation="elu", name=name)(x)
+            x = conv3d(24 * 2**level, 3, padding="same", activation="elu", name=name)(x)
         skips.append(x)
         x = layers.BatchNormalization(name=f"unet_bn_down_{level}")(x)
         if level < 4:
@@ -89,9 +95,9 @@ def synthseg(labels: int, activation: str) -> Any:
         for conv in range(2):
             name = f"unet_conv_uparm_{5 + level}_{conv}"
             width = 24 * 2 ** (3 - level)
-            x = layers.Conv3D(width, 3, padding="same", activation="elu", name=name)(x)
+            x = conv3d(width, 3, padding="same", activation="elu", name=name)(x)
         x = layers.BatchNormalization(name=f"unet_bn_up_{level}")(x)
-    x = layers.Conv3D(labels, 1, name="unet_likelihood")(x)
+    x = conv3d(labels, 1, name="unet_likelihood")(x)
     x = layers.Activation(activation, name="unet_prediction")(x)
     return randomised(keras.Model(inputs, x))
 
@@ -142,6 +148,8 @@ def test_a_file_of_a_published_structure_goes_the_whole_way(
     assert max(layer["relative"] for layer in record["keras"]["layers"]) <= 1e-5
     assert len(record["keras"]["layers"]) >= len(original.layers) - 1
 
+    if name in ("ams", "SynthSeg 1.0"):
+        return  # but for their heads, which training replaces, they are the others' networks
     options = ["--steps", "1", "--warmup", "0", "--batch", "1", "--devices", "1"]
     block = ["--block", "16", "16", "16"]
     assert main(["finetune", str(model), str(subjects), str(run), *options, *block]) == 0

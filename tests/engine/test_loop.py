@@ -3,12 +3,12 @@
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -16,7 +16,6 @@ from rich.console import Console
 from voxtune.engine.config import Finetune
 from voxtune.engine.display import Display
 from voxtune.engine.loop import Job, train
-from voxtune.engine.mesh import data_mesh
 from voxtune.engine.metrics import Counts
 from voxtune.engine.run_dir import Log
 from voxtune.engine.validation import Validation
@@ -36,20 +35,29 @@ class Shelf:
 
     def __init__(self) -> None:
         self.saved: list[tuple[int, float]] = []
+        self.data: list[dict[str, int]] = []
 
-    def save(self, step: int, state: Any, quality: float) -> None:
+    def save(self, step: int, state: Any, data: dict[str, int], quality: float) -> None:
         self.saved.append((step, quality))
+        self.data.append(data)
 
-    def restore(self, like: Any, step: int) -> str:
-        return f"state of step {step}"
+    def restore(self, like: Any, step: int) -> tuple[str, dict[str, int]]:
+        return f"state of step {step}", {"step": step}
 
 
-def feed() -> Iterator[dict[str, np.ndarray]]:
-    number = 0
-    while True:
-        number += 1
-        names = np.array([f"sub-{number}", "sub-0"])
-        yield {"image": np.zeros((2, 1)), "label": np.zeros((2, 1)), "name": names}
+class Batches:
+    """In the place of a feed."""
+
+    def __init__(self, seconds: float) -> None:
+        self._step, self._seconds = 0, seconds
+
+    def state(self) -> dict[str, int]:
+        return {"step": self._step}
+
+    def __next__(self) -> tuple[list[str], str]:
+        time.sleep(self._seconds)
+        self._step += 1
+        return [f"sub-{self._step}", "sub-0"], f"batch of step {self._step - 1}"
 
 
 def counts(number: int) -> Counts:
@@ -69,9 +77,10 @@ class Run:
         **changed: Any,
     ) -> None:
         usual: dict[str, Any] = {"steps": 12, "validate_every": 3, "log_every": 4, "warmup": 0}
-        self.config = Finetune(Path("m"), Path("s.csv"), folder / "run", **usual | changed)
+        self.config = Finetune(Path("m"), "s.csv", folder / "run", **usual | changed)
         self.shelf, self.file = Shelf(), folder / "metrics.jsonl"
         self._scores, self._bad = scores, bad
+        self.feed, self.seconds = Batches(0.0), 0.0
         self.console = Console(record=True, file=io.StringIO(), width=200)
 
     def step(self, state: State, batch: Any) -> tuple[State, dict[str, Any]]:
@@ -79,7 +88,8 @@ class Run:
         bad = number in self._bad
         after = State(number, state.skipped + 1 if bad else 0)
         loss = np.float32(math.nan if bad else 1 / number)
-        assert set(batch) == {"image", "label"}
+        assert batch == f"batch of step {state.step}"
+        time.sleep(self.seconds)
         return after, {"loss": loss, "skipped": np.int32(after.skipped), "counts": counts(number)}
 
     def validate(self, state: State) -> Validation:
@@ -87,9 +97,8 @@ class Run:
         return Validation({} if math.isnan(value) else {"dice": {"lesion": value}})
 
     def __call__(self) -> Any:
-        mesh, log = data_mesh(1), Log(self.file)
-        names = ("background", "lesion")
-        job: Any = Job(self.config, 2, names, self.step, feed(), self.validate, mesh)  # type: ignore[arg-type]
+        log, names = Log(self.file), ("background", "lesion")
+        job: Any = Job(self.config, 2, names, self.step, self.feed, self.validate)  # type: ignore[arg-type]
         with Display(self.console, self.config.steps, self.config.log_every) as display:
             given: Any = (State(0), self.shelf)
             return train(job, *given, log, display)
@@ -181,9 +190,17 @@ class TestSkipping:
             Run(tmp_path, bad=range(100), steps=3)()
 
 
-def test_batches_lie_on_the_mesh(tmp_path: Path):
-    run, seen = Run(tmp_path, steps=1), []
-    real = run.step
-    run.step = lambda state, batch: seen.append(batch) or real(state, batch)  # type: ignore[method-assign]
+def test_the_feeds_state_is_kept_beside_the_steps(tmp_path: Path):
+    run = Run(tmp_path, steps=7)
     run()
-    assert isinstance(seen[0]["image"], jax.Array)
+    assert run.shelf.data == [{"step": step} for step, _ in run.shelf.saved]
+    assert [step for step, _ in run.shelf.saved] == [3, 6, 7]
+
+
+def test_waiting_for_data_is_a_share_of_the_time(tmp_path: Path):
+    """30 ms of waiting to 10 ms of computing."""
+    run = Run(tmp_path, steps=8)
+    run.feed, run.seconds = Batches(0.03), 0.01
+    run()
+    for each in run.events("train"):
+        assert 0.6 < each["data_wait"] < 0.9

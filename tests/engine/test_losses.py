@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy import special
 
+from voxtune.engine.case import IGNORE
 from voxtune.engine.config import LossName
-from voxtune.engine.losses import IGNORE, REGRESSION, Loss, class_logits
+from voxtune.engine.losses import REGRESSION, Loss, class_logits
 from voxtune.engine.mesh import data_mesh, over_data
 from voxtune.models.errors import InputError
 

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from voxtune.engine.losses import IGNORE
+from voxtune.engine.case import IGNORE
 from voxtune.engine.mesh import DATA, data_mesh, over_data
 from voxtune.engine.metrics import Counts, Mean, count, scores
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from voxtune.engine.contract import Contract
 from voxtune.engine.model_dir import (
-    Contract,
     LabelClass,
     ModelSpec,
     check_block,
@@ -286,6 +286,12 @@ ALTERATIONS = {
     "a spacing of NaN": change("contract", "spacing_mm", to=[1, float("nan"), 1]),
     "an unknown intensity": change("contract", "intensity", to="rainbow"),
     "an intensity that is a list": change("contract", "intensity", to=[]),
+    "a window without ends": change("contract", "intensity", to="window"),
+    "a window that is a number": change("contract", "window", to=3),
+    "a window that no scaling asks for": change("contract", "window", to=[0, 1]),
+    "a grid smaller than the block": change("contract", "grid", to=[1, 1, 1]),
+    "a grid of words": change("contract", "grid", to="large"),
+    "an unknown interpolation": change("contract", "interpolation", to="nearest"),
     "an orientation that is none": change("contract", "orientation", to="XYZ"),
     "an orientation that is a number": change("contract", "orientation", to=5),
     "a threshold of words": change("contract", "threshold", to="high"),

@@ -36,7 +36,7 @@ Arrays = Mapping[str, np.ndarray]
 
 def options(**changed: Any) -> Finetune:
     usual: dict[str, Any] = {"steps": 100, "trunk_lr": 0.1, "head_lr": 0.4, **PLAIN}
-    return Finetune(Path("model"), Path("subjects.csv"), Path("run"), **usual | changed)
+    return Finetune(Path("model"), "subjects.csv", Path("run"), **usual | changed)
 
 
 def rules_of(config: Finetune) -> Rules:
@@ -204,7 +204,8 @@ class TestClipping:
     def test_a_small_gradient_is_left_alone(self) -> None:
         free, held = (Mover(optimizer="sgd", clip=clip)(GRADIENTS, 0) for clip in (0.0, 100.0))
         for path, value in free.items():
-            np.testing.assert_array_equal(held[path], value)
+            # Not to the bit: with the clip XLA fuses otherwise.
+            np.testing.assert_allclose(held[path], value, rtol=1e-6)
 
     @pytest.mark.parametrize("rule", ["block1/* freeze", "block1/* from_step=1"])
     def test_what_is_frozen_now_does_not_count(self, rule: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from voxtune.engine.output import MARKER, check_free, new_folder, replace_folder
+from voxtune.engine.output import MARKER, check_free, new_folder, remove_folder, replace_folder
 from voxtune.models.errors import InputError
 
 
@@ -77,6 +77,15 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path):
     with new_folder(tmp_path / "new", False) as beside:
         (beside / MARKER).write_text("new")
     assert tree(tmp_path) == {"new": None, f"new/{MARKER}": "new"}
+
+
+def test_removing_a_folder_takes_what_a_killed_process_left_too(ours: Path):
+    for _ in range(2):  # also where it is gone already
+        old = ours.with_name(".ours.old")
+        old.mkdir()
+        (old / "half").touch()
+        remove_folder(ours)
+        assert tree(ours.parent) == {}
 
 
 def test_a_folder_that_is_there_needs_overwrite(ours: Path):

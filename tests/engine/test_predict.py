@@ -2,12 +2,9 @@
 
 import csv
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import nibabel as nib
 import nibabel.processing
 import numpy as np
@@ -15,14 +12,12 @@ import pytest
 from scipy import ndimage
 
 from voxtune.engine.conform import conform
-from voxtune.engine.dataset import pad_to_block
-from voxtune.engine.mesh import data_mesh
-from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, write_model
-from voxtune.engine.predict import Predictor, block_starts, block_weight, predict, scans_of
-from voxtune.engine.step import split
+from voxtune.engine.contract import Contract
+from voxtune.engine.model_dir import LabelClass, ModelSpec, write_model
+from voxtune.engine.predict import predict, scans_of
+from voxtune.engine.preprocessing import pad_to_block
 from voxtune.engine.volume import load_image
 from voxtune.models.errors import InputError
-from voxtune.models.parameters import assemble, shapes
 
 BLOCK = (24, 24, 24)
 ARGUMENTS = {
@@ -269,6 +264,36 @@ class TestFolder:
             predict_quietly(model_dir, given, tmp_path / "out", overlap=overlap)
 
 
+def test_what_the_grid_cuts_off_is_background_and_nan_is_replaced(
+    model_dir: Path, scans: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of 34 x 36 x 38 voxels the middle 26 x 40 x 24 is looked at."""
+    contract = dataclasses.replace(SPEC.contract, grid=(26, 40, 24))
+    write_model(
+        tmp_path / "model", dataclasses.replace(SPEC, contract=contract), thresholds(3), history={}
+    )
+    scan = nib.load(scans["ras"])
+    data = scan.get_fdata(dtype=np.float32)
+    data[4, 0, 7:9] = np.nan, np.inf
+    nib.save(nib.Nifti1Image(data, scan.affine), tmp_path / "nan.nii")
+    given, told = scans_of([tmp_path / "nan.nii"], None), []
+    with pytest.raises(InputError, match=r"nan\.nii has 2 voxels .*--nonfinite"):
+        predict_quietly(tmp_path / "model", given, tmp_path / "out")
+    (output,) = predict(
+        *(tmp_path / "model", given, tmp_path / "out"),
+        overlap=0.25,
+        overwrite=False,
+        report=told.append,
+        nonfinite=0.0,
+    )
+    assert told[0].endswith(", 2 voxels replaced")
+    found, label = np.asanyarray(nib.load(output).dataobj), labels_of(scans["ras"])
+    inside = np.zeros(label.shape, bool)
+    inside[4:30, :, 7:31] = True
+    np.testing.assert_array_equal(found, np.where(inside, label, 0))
+    assert label[~inside].any()
+
+
 def predict_quietly(
     model_dir: Path,
     given: Sequence[tuple[str, Mapping[str, Path]]],
@@ -330,85 +355,6 @@ def test_a_one_output_network_obeys_the_threshold_and_overwrite_replaces(tmp_pat
     }
 
 
-class TestChannels:
-    """A network of the channels t1 and t2 that finds a lesion where t1 - t2 is above 1/2."""
-
-    SHAPE = (8, 8, 8)
-    SPEC = dataclasses.replace(
-        SPEC,
-        arguments={**ARGUMENTS, "channels": 2, "outputs": 1},
-        output_activation="sigmoid",
-        classes=(LabelClass(0, "background"), LabelClass(5, "lesion")),
-        contract=Contract("RAS", None, "minmax", SHAPE, 0.5, channels=("t1", "t2")),
-    )
-
-    @pytest.fixture
-    def model(self, tmp_path: Path) -> Path:
-        kernel = np.zeros((3, 3, 3, 2, 1), np.float32)
-        kernel[1, 1, 1, :, 0] = (1, -1)
-        values = {**thresholds(1), "block1/conv/kernel": kernel}
-        write_model(tmp_path / "model", self.SPEC, values, history={})
-        return tmp_path / "model"
-
-    @pytest.fixture
-    def images(self, tmp_path: Path) -> dict[str, np.ndarray]:
-        """From 0 to 1 each, on an LAS grid, in t1.nii and t2.nii."""
-        affine = affine_of("LAS", self.SHAPE)
-        found = {}
-        for seed, name in enumerate(("t1", "t2")):
-            data = np.random.default_rng(seed).random(self.SHAPE)
-            found[name] = ((data - data.min()) / np.ptp(data)).astype(np.float32)
-            nib.save(nib.Nifti1Image(100 * found[name] - 50, affine), tmp_path / f"{name}.nii")
-        return found
-
-    def table(self, folder: Path, *channels: str) -> list[tuple[str, Mapping[str, Path]]]:
-        path = folder / "subjects.csv"
-        header = ",".join(f"image_{name}" for name in channels)
-        cells = ",".join("t1.nii" if name == "pd" else f"{name}.nii" for name in channels)
-        path.write_text(f"subject,{header}\none,{cells}\n")
-        return scans_of([path], None)
-
-    @pytest.mark.parametrize("columns", [("t1", "t2"), ("t2", "pd", "t1")])
-    def test_they_are_taken_by_name(
-        self, model: Path, images: dict[str, np.ndarray], tmp_path: Path, columns: tuple[str, ...]
-    ) -> None:
-        (output,) = predict_quietly(model, self.table(tmp_path, *columns), tmp_path / "out")
-        wanted = images["t1"] - images["t2"] > 0.5
-        assert 0.05 < wanted.mean() < 0.3
-        found = nib.load(output)
-        np.testing.assert_array_equal(np.asanyarray(found.dataobj), np.where(wanted, 5, 0))
-        np.testing.assert_array_equal(found.affine, affine_of("LAS", self.SHAPE))
-
-    def test_one_that_is_missing_is_named(
-        self, model: Path, images: dict[str, np.ndarray], tmp_path: Path
-    ) -> None:
-        for given in (("t1",), ("t1", "pd")):
-            with pytest.raises(InputError, match=r"channels t1, t2, .* have no image_t2;"):
-                predict_quietly(model, self.table(tmp_path, *given), tmp_path / "out")
-        assert not (tmp_path / "out").exists()
-
-    def test_a_bare_scan_is_answered_with_the_columns_of_a_table(
-        self, model: Path, images: dict[str, np.ndarray], tmp_path: Path
-    ) -> None:
-        given = scans_of([tmp_path / "t1.nii", tmp_path / "t2.nii"], None)
-        with pytest.raises(InputError, match=r"2 channels.* table with .* image_t1, image_t2"):
-            predict_quietly(model, given, tmp_path / "out")
-
-    def test_two_grids_are_refused(
-        self, model: Path, images: dict[str, np.ndarray], tmp_path: Path
-    ) -> None:
-        nib.save(nib.Nifti1Image(images["t2"], np.eye(4)), tmp_path / "t2.nii")
-        with pytest.raises(InputError, match=r"t2\.nii has the affine"):
-            predict_quietly(model, self.table(tmp_path, "t1", "t2"), tmp_path / "out")
-
-    def test_no_channel_is_replaced_by_the_result(
-        self, model: Path, images: dict[str, np.ndarray], tmp_path: Path
-    ) -> None:
-        given = [("t2", {"t1": tmp_path / "t1.nii", "t2": tmp_path / "t2.nii.gz"})]
-        with pytest.raises(InputError, match=r"t2\.nii\.gz would be replaced"):
-            predict_quietly(model, given, tmp_path)
-
-
 IMAGE_SPEC = dataclasses.replace(
     SPEC,
     arguments={**ARGUMENTS, "outputs": 1},
@@ -438,29 +384,50 @@ def image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def made(image_model: Path, scans: dict[str, Path]) -> tuple[dict[str, Path], list[str]]:
+    """The images that three scans were turned into, by name, and what was reported."""
+    names, told = ("lia", "sheared", "small"), []
+    outputs = predict(
+        image_model,
+        scans_of([scans[name] for name in names], None),
+        image_model.parent / "made",
+        overlap=0,
+        overwrite=False,
+        report=told.append,
+    )
+    return dict(zip(names, outputs, strict=True)), told
+
+
 class TestImages:
     @pytest.mark.parametrize("name", ["lia", "sheared"])
     def test_they_lie_on_the_scans_grid(
-        self, image_model: Path, scans: dict[str, Path], tmp_path: Path, name: str
+        self, scans: dict[str, Path], made: tuple[dict[str, Path], list[str]], name: str
     ) -> None:
         """The block holds the whole volume."""
-        (output,) = predict_quietly(image_model, scans_of([scans[name]], None), tmp_path / "out")
         scan = load_image(scans[name])
-        grid = conform(scan, "RAS", (1.0, 1.0, 1.0), "image")
+        grid = conform(scan, "RAS", (1.0, 1.0, 1.0), "linear")
         assert grid.exact == (name == "lia")
         padded, inside = pad_to_block((grid.data - grid.data.mean()) / grid.data.std(), (52,) * 3)
         mean = ndimage.convolve(padded, NEIGHBOURS, mode="constant")[inside]
-        made = nib.Nifti1Image(2 * np.maximum(mean, 0) - 1, grid.affine)
+        image = nib.Nifti1Image(2 * np.maximum(mean, 0) - 1, grid.affine)
         wanted = nibabel.processing.resample_from_to(
-            made, (scan.data.shape, scan.affine), order=1, mode="nearest"
+            image, (scan.data.shape, scan.affine), order=1, mode="nearest"
         )
-        found = nib.load(output)
+        found = nib.load(made[0][name])
         assert found.get_data_dtype() == np.float32
         np.testing.assert_array_equal(found.affine, nib.load(scans[name]).affine)
         np.testing.assert_allclose(found.get_fdata(), wanted.get_fdata(), atol=1e-4)
         assert np.ptp(wanted.get_fdata()) > 2
-        files = {path.name for path in output.parent.iterdir()}
-        assert files == {".voxtune", f"{name}.nii.gz"}  # and no names of classes
+
+    def test_no_names_of_classes_are_written(self, made: tuple[dict[str, Path], list[str]]) -> None:
+        files = {path.name for path in made[0]["lia"].parent.iterdir()}
+        assert files == {".voxtune", "lia.nii.gz", "sheared.nii.gz", "small.nii.gz"}
+
+    def test_what_is_reported_is_the_range(self, made: tuple[dict[str, Path], list[str]]) -> None:
+        for output, line in zip(made[0].values(), made[1], strict=True):
+            data = nib.load(output).get_fdata()
+            assert line == f"{output}  values from {data.min():.4g} to {data.max():.4g}"
 
     def test_blocks_are_blended(self, scans: dict[str, Path], tmp_path: Path) -> None:
         """A network that looks at one voxel gives the same for it in each block: 4 x - 2."""
@@ -472,17 +439,6 @@ class TestImages:
         brightness = nib.load(scans["lia"]).get_fdata()
         np.testing.assert_allclose(nib.load(output).get_fdata(), 4 * brightness - 2, atol=1e-5)
 
-    def test_what_is_reported_is_the_range(
-        self, image_model: Path, scans: dict[str, Path], tmp_path: Path
-    ) -> None:
-        told: list[str] = []
-        given = scans_of([scans["small"]], None)
-        (output,) = predict(
-            image_model, given, tmp_path / "out", overlap=0, overwrite=False, report=told.append
-        )
-        data = nib.load(output).get_fdata()
-        assert told == [f"{output}  values from {data.min():.4g} to {data.max():.4g}"]
-
     def test_several_outputs_that_are_no_classes_are_refused(
         self, scans: dict[str, Path], tmp_path: Path
     ) -> None:
@@ -490,83 +446,3 @@ class TestImages:
         write_model(tmp_path / "model", spec, thresholds(3), history={})
         with pytest.raises(InputError, match="no classes that exclude each other, and no image"):
             predict_quietly(tmp_path / "model", scans_of([scans["ras"]], None), tmp_path / "out")
-
-
-class TestBlocks:
-    @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])
-    def test_blocks_cover_an_axis_and_overlap_enough(self, overlap: float) -> None:
-        for block in (1, 2, 7, 16):
-            for size in range(block, 5 * block + 3):
-                starts = block_starts(size, block, overlap)
-                assert starts[0] == 0
-                assert starts[-1] == size - block
-                for one, other in itertools.pairwise(starts):
-                    assert other > one
-                    # A step of one voxel is the least there can be.
-                    assert other - one == 1 or block - (other - one) >= block * overlap
-
-    def test_blocks_by_hand(self) -> None:
-        """10 voxels in blocks of 4 with an overlap of at least 1: 0, 3, 6."""
-        assert block_starts(10, 4, 0.25) == [0, 3, 6]
-        assert block_starts(4, 4, 0.25) == [0]
-        assert block_starts(5, 4, 0.25) == [0, 1]
-
-    @pytest.mark.parametrize("block", [(128, 128, 128), (8, 16, 4), (1, 1, 1)])
-    def test_weights_are_positive_symmetric_and_highest_in_the_middle(
-        self, block: tuple[int, int, int]
-    ) -> None:
-        weight = block_weight(block)
-        assert (weight.shape, weight.dtype) == (block, np.float32)
-        assert weight.min() > 0
-        np.testing.assert_array_equal(weight, weight[::-1, ::-1, ::-1])
-        assert weight.max() == weight[tuple(size // 2 for size in block)]
-
-
-SIZE, EDGE = (13, 20, 9), 8
-
-
-@pytest.fixture(scope="module")
-def passes() -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of a random network that sees one voxel around each.
-
-    By windows of 8 voxels, and in one pass over the whole volume.
-    """
-    arguments = {**ARGUMENTS, "filters": 2}
-    rng = np.random.default_rng(0)
-    values = {
-        path: rng.normal(size=shape).astype(np.float32)
-        for path, shape in shapes("meshnet", arguments).items()
-    }
-    apply, params, statistics = split(assemble("meshnet", arguments, values))
-    image = rng.normal(size=(*SIZE, 1)).astype(np.float32)
-    predictor = Predictor(apply, (EDGE,) * 3, 0.25, data_mesh())
-    whole, _ = jax.jit(apply)(params, statistics, jnp.asarray(image)[None])
-    return predictor(params, statistics, image), np.asarray(jax.nn.softmax(whole[0]))
-
-
-class TestWindows:
-    def test_both_are_equal_away_from_the_windows_faces(
-        self, passes: tuple[np.ndarray, np.ndarray]
-    ) -> None:
-        windows, whole = passes
-        assert windows.shape == whole.shape == (*SIZE, 3)
-        inner = [self.seen_whole(size) for size in SIZE]
-        clean = inner[0][:, None, None] & inner[1][None, :, None] & inner[2][None, None, :]
-        assert 0.2 < clean.mean() < 1
-        np.testing.assert_allclose(windows[clean], whole[clean], atol=1e-5)
-        assert not np.allclose(windows[~clean], whole[~clean], atol=1e-3)
-
-    def seen_whole(self, size: int) -> np.ndarray:
-        """Where no window that holds a voxel ends beside it, but the volume itself."""
-        clean = np.ones(size, bool)
-        for start in block_starts(size, EDGE, 0.25):
-            if start > 0:
-                clean[start] = False
-            if start + EDGE < size:
-                clean[start + EDGE - 1] = False
-        return clean
-
-    def test_probabilities_sum_to_one_everywhere(
-        self, passes: tuple[np.ndarray, np.ndarray]
-    ) -> None:
-        np.testing.assert_allclose(passes[0].sum(axis=-1), 1, rtol=1e-5)

@@ -45,7 +45,7 @@ PARAMETERS = Parameters(
 
 def options(**changed: Any) -> Finetune:
     usual: dict[str, Any] = {"steps": 1000, "trunk_lr": 1e-2, "head_lr": 3e-2}
-    return Finetune(Path("model"), Path("subjects.csv"), Path("run"), **usual | changed)
+    return Finetune(Path("model"), "subjects.csv", Path("run"), **usual | changed)
 
 
 def rows(**changed: Any) -> dict[str, Row]:

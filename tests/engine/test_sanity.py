@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec
+from voxtune.engine.contract import Contract
+from voxtune.engine.model_dir import LabelClass, ModelSpec
 from voxtune.engine.sanity import check_start
 from voxtune.models.families import abstract
 from voxtune.models.graph import Graph, GraphCall, GraphLayer

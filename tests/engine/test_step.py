@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from voxtune.engine.augment import PROFILES
+from voxtune.engine.changes import UNCHANGED, Augmented, Changes
 from voxtune.engine.config import Finetune
 from voxtune.engine.mesh import data_mesh, on_all, over_data
 from voxtune.engine.rules import Parameters, make_rules
@@ -23,6 +25,7 @@ from voxtune.models.parameters import assemble, shapes
 # Programs here run a few times: compiling without LLVM's optimisations takes a fifth of the time.
 QUICK = {"xla_backend_optimization_level": 0}
 CONFIG: dict[str, Any] = {"steps": 10, "warmup": 0}
+LIGHT = Augmented(PROFILES["light"], (0,))
 RNG = np.random.default_rng(0)
 BATCH = {
     "image": RNG.normal(size=(4, 6, 6, 6, 1)).astype(np.float32),
@@ -49,14 +52,14 @@ def network(**options: Any) -> Network:
 
 def make(
     given: Network,
-    flip: tuple[int, ...] = (),
+    changes: Changes = UNCHANGED,
     voxels: int = 1,
     **changed: Any,
 ) -> tuple[TrainStep, TrainState]:
     """The training step of a network and the state before the first step."""
-    config = Finetune(Path("model"), Path("subjects.csv"), Path("run"), **CONFIG | changed)
+    config = Finetune(Path("model"), "subjects.csv", Path("run"), **CONFIG | changed)
     rules = make_rules(Parameters.of(given), config)
-    step, params, statistics = make_step(given, config, rules, flip_axes=flip, voxels=voxels)
+    step, params, statistics = make_step(given, config, rules, changes=changes, voxels=voxels)
     return step, step.first_state(params, statistics, 0)
 
 
@@ -66,7 +69,7 @@ def jitted(step: TrainStep) -> Any:
 
 def run(mesh: Mesh, steps: int) -> tuple[TrainState, list[float], str]:
     """Some steps on a mesh: the last state, the losses, and the compiled program."""
-    step, state = make(network(), (0,))
+    step, state = make(network(), LIGHT)
     state = jax.device_put(state, on_all(mesh))
     batch = jax.device_put(BATCH, over_data(mesh))
     compiled = jax.jit(step).lower(state, batch).compile(QUICK)
@@ -331,7 +334,7 @@ def test_parts_of_a_batch_are_the_whole(devices: int, recipe: dict[str, Any]):
     """Accumulation changes neither loss nor gradient, nor sends blocks between devices."""
     mesh, found = data_mesh(devices), []
     for accumulate in (1, 2):
-        step, state = make(network(), (0,), accumulate=accumulate, optimizer="sgd", **recipe)
+        step, state = make(network(), LIGHT, accumulate=accumulate, optimizer="sgd", **recipe)
         state = jax.device_put(state, on_all(mesh))
         batch = jax.device_put(BATCH, over_data(mesh))
         compiled = jax.jit(step).lower(state, batch).compile(QUICK)

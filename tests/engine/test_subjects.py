@@ -1,5 +1,6 @@
 """The subjects table: what is read, and every way to be refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,20 @@ class TestChannels:
         assert resolved == [list(each.images.values()) for each in found]
         assert [each.channels for each in read_subjects(again)] == [each.channels for each in found]
 
+    @pytest.mark.parametrize("behind", ["table", "image"])
+    def test_what_is_written_behind_a_link_is_read_again(self, folder: Path, behind: str) -> None:
+        """A link to a folder two levels deeper, of which ".." is not where the link lies."""
+        deep = folder / "some" / "where"
+        deep.mkdir(parents=True)
+        (folder / "link").symlink_to(deep)
+        image = folder / "link" / ".." / ".." / "images" / "a.nii.gz"
+        given = [subject(folder, "a", None)]
+        if behind == "image":
+            given = [replace(given[0], images={"image": image})]
+        path = (folder / "link" if behind == "table" else folder) / "subjects.csv"
+        write_subjects(path, {None: given})
+        assert read_subjects(path)[0].image.samefile(folder / "images" / "a.nii.gz")
+
     @pytest.mark.parametrize(
         ("header", "reason"),
         [
@@ -249,7 +264,9 @@ def test_a_file_that_does_not_exist(folder: Path, kind: str, file: str) -> None:
     refused(path, str(folder / file), f"the {kind} of a in row 2")
 
 
-@pytest.mark.parametrize("name", ["site/a", "..\\a", "..", ".", "a\0b", "a:b"])
+@pytest.mark.parametrize(
+    "name", ["site/a", "..\\a", "..", ".", ".a.partial", "a\0b", "a:b", 201 * "a"]
+)
 def test_names_that_cannot_be_files(folder: Path, name: str) -> None:
     path = write(folder, "subject,image,label", f"{name},images/a.nii.gz,labels/a.nii.gz")
     refused(path, "cannot be a file name", "row 2")

@@ -1,17 +1,24 @@
 """What is learned: classes by what the labels, the model and the options say."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from voxtune.engine.case import Case, contents_of
 from voxtune.engine.config import Finetune
-from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec
-from voxtune.engine.task import classes_of, contract_of, label_counts, prevalence_of, spec_of
-from voxtune.engine.volume import Volume
+from voxtune.engine.contract import Contract
+from voxtune.engine.model_dir import LabelClass, ModelSpec
+from voxtune.engine.task import (
+    check_labels,
+    classes_of,
+    contract_of,
+    label_counts,
+    prevalence_of,
+    spec_of,
+)
 from voxtune.models.errors import InputError
 from voxtune.models.graph import Graph, GraphCall, GraphLayer
 
@@ -31,18 +38,18 @@ MANY = dataclasses.replace(
 
 
 def config(**changes: Any) -> Finetune:
-    return Finetune(Path("model"), Path("subjects.csv"), Path(), **changes)
+    return Finetune(Path("model"), "subjects.csv", Path(), **changes)
 
 
-@pytest.fixture
-def pairs(volume: Callable[[np.ndarray, np.ndarray], Volume]) -> Callable[..., list[Any]]:
-    """Training scans with these label values, a voxel each."""
-
-    def make(*scans: list[int]) -> list[Any]:
-        labels = [np.array(values, np.uint8).reshape(-1, 1, 1) for values in scans]
-        return [((), volume(label, np.eye(4))) for label in labels]
-
-    return make
+def cases(*labels: list[int]) -> list[Case]:
+    """Subjects with these label values, a voxel each."""
+    found = []
+    for values in labels:
+        label = np.array(values, np.uint8).reshape(-1, 1, 1)
+        contents = contents_of(label)
+        shape = (len(values), 1, 1)
+        found.append(Case("a", None, None, label, np.eye(4), *contents, shape, (1.0, 1.0, 1.0)))
+    return found
 
 
 def classes(*values: int, spec: ModelSpec = SPEC, **changes: Any) -> tuple[LabelClass, ...]:
@@ -91,6 +98,8 @@ def test_an_image_has_no_classes() -> None:
         ((0, 1), {"head": "keep", "spec": MANY}, "256 classes, 255 are the most; pass --head new"),
         ((0, 1), {"labels": ("one",)}, "VALUE=NAME"),
         ((0, 1), {"labels": ("1=mean",)}, "taken already"),
+        ((0, 1), {"labels": ("70000=far",)}, "a value above 65535"),
+        ((0, 1), {"labels": ("-1=less",)}, "VALUE=NAME"),
     ],
 )
 def test_classes_that_cannot_be_are_a_sentence(
@@ -100,16 +109,16 @@ def test_classes_that_cannot_be_are_a_sentence(
         classes(*values, **changes)
 
 
-def test_prevalence_counts_the_voxels_of_all_classes(pairs: Callable[..., list[Any]]) -> None:
+def test_prevalence_counts_the_voxels_of_all_classes() -> None:
     """3 of 8 voxels are background; those of 5, which is no class, do not count."""
-    counts = label_counts(pairs([0, 0, 9, 9, 9], [0, 4, 4, 5]))
+    counts = label_counts(cases([0, 0, 9, 9, 9], [0, 4, 4, 5]))
     assert counts == {0: 3, 9: 3, 4: 2, 5: 1}
     np.testing.assert_array_equal(prevalence_of(counts, OLD), [3 / 8, 3 / 8, 2 / 8])
     assert prevalence_of(counts, ()).shape == (0,)
 
 
-def test_an_ignored_label_counts_for_nothing(pairs: Callable[..., list[Any]]) -> None:
-    counts = label_counts(pairs([0, 0, 9, 5, 5], [0, 4, 4, 5]), ignored=5)
+def test_an_ignored_label_counts_for_nothing() -> None:
+    counts = label_counts(cases([0, 0, 9, 5, 5], [0, 4, 4, 5]), ignored=5)
     assert counts == {0: 3, 9: 1, 4: 2}
     assert [each.value for each in classes(*counts)] == [0, 4, 9]
     np.testing.assert_array_equal(prevalence_of(counts, OLD), [3 / 6, 1 / 6, 2 / 6])
@@ -117,11 +126,35 @@ def test_an_ignored_label_counts_for_nothing(pairs: Callable[..., list[Any]]) ->
         classes(*counts, head="extend")
 
 
+def test_label_values_that_are_no_class_are_a_sentence() -> None:
+    check_labels(cases([0, 9, 4, 5]), OLD, ignored=5)
+    with pytest.raises(
+        InputError, match=r"subject a has label values that are no class \(5, 7\); the cl"
+    ):
+        check_labels(cases([0, 4], [0, 7, 5]), OLD)
+
+
+def test_classes_found_have_the_names_of_the_store() -> None:
+    named = classes_of(config(), SPEC, {0: 1, 3: 1, 7: 1}, {3: "pons", 9: "other"})
+    assert [each.name for each in named] == ["background", "pons", "class 7"]
+    # The names of two would be one, so none is taken.
+    unnamed = classes_of(config(), SPEC, {0: 1, 3: 1, 7: 1}, {3: "pons", 7: "pons"})
+    assert [each.name for each in unnamed] == ["background", "class 3", "class 7"]
+
+
 def test_the_contract_takes_block_and_channels() -> None:
-    found = contract_of(SPEC, config(block=(8, 8, 8)), ("t1", "flair"))
+    found = contract_of(SPEC, config(block=(8, 8, 8)), ("t1", "flair"), cases([0]))
     assert (found.block, found.channels) == ((8, 8, 8), ("t1", "flair"))
-    unnamed = contract_of(SPEC, config(), ("image",))
+    unnamed = contract_of(SPEC, config(), ("image",), cases([0]))
     assert (unnamed.block, unnamed.channels) == ((16, 16, 16), None)
+
+
+def test_a_full_block_holds_the_largest_scan() -> None:
+    """Its axes are multiples of what the network halves its blocks by: 8 for a U-Net."""
+    unet = dataclasses.replace(SPEC, family="unet", arguments={"channels": 1, "outputs": 3})
+    given = cases([0] * 17, [0] * 5)
+    assert contract_of(unet, config(block="full"), ("image",), given).block == (24, 8, 8)
+    assert contract_of(SPEC, config(block="full"), ("image",), given).block == (17, 1, 1)
 
 
 def outputs(classes: tuple[LabelClass, ...], spec: ModelSpec = SPEC, **changes: Any) -> Any:

@@ -15,10 +15,14 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
-from voxtune.engine.config import Finetune
-from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec, read_model, write_model
-from voxtune.engine.subjects import Subject, read_subjects
-from voxtune.engine.train import finetune, split_subjects
+from voxtune.engine.config import Finetune, Prepare
+from voxtune.engine.contract import Contract
+from voxtune.engine.model_dir import LabelClass, ModelSpec, read_model, write_model
+from voxtune.engine.prepare import prepare as prepare_store
+from voxtune.engine.step import TrainStep
+from voxtune.engine.store import read_store
+from voxtune.engine.subjects import read_subjects
+from voxtune.engine.train import finetune, prepare
 from voxtune.engine.trees import flat
 from voxtune.engine.validation import Validation, validate
 from voxtune.models.errors import InputError
@@ -238,47 +242,97 @@ class TestRepeating:
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def subjects(*splits: str | None) -> list[Subject]:
-    return [
-        Subject(f"sub-{number}", Path("image"), Path("label"), split)
-        for number, split in enumerate(splits)
-    ]
+@pytest.fixture(scope="module")
+def store(folder: Path) -> Path:
+    """The store of the subjects that are no test subjects, whose scan is broken."""
+    rows = (folder / "subjects.csv").read_text().splitlines()
+    (folder / "sound.csv").write_text("\n".join(rows[:-1]))
+    made = Prepare(folder / "sound.csv", folder / "store", model=folder / "pretrained", workers=1)
+    prepare_store(made, Console(quiet=True))
+    return folder / "store"
 
 
-class TestSplits:
-    def test_a_table_with_splits_is_followed(self) -> None:
-        given = subjects("test", "train", "validation", "train", "test")
-        train_split, validation = split_subjects(given, options(Path(), "run"))
-        assert [each.name for each in train_split] == ["sub-1", "sub-3"]
-        assert [each.name for each in validation] == ["sub-2"]
+class TestData:
+    """Where blocks are read from does not matter, and images need not be there at all."""
 
-    def test_without_splits_a_share_is_held_out_by_the_seed(self) -> None:
-        given = subjects(*[None] * 10)
-        found = [
-            split_subjects(given, options(Path(), "run", seed=seed, hold_out=0.3))
-            for seed in range(5)
+    def test_a_store_gives_the_bits_that_its_table_gives(
+        self, folder: Path, store: Path, run_dir: Path
+    ) -> None:
+        stored = train(folder, "stored", subjects=str(store))
+        assert same(parameters(stored), parameters(run_dir))
+        written = read_subjects(stored / "subjects.csv")
+        assert [(each.name, each.split) for each in written] == [
+            ("sub-0", "train"),
+            ("sub-1", "train"),
+            ("sub-2", "validation"),
         ]
-        for train_split, validation in found:
-            assert (len(train_split), len(validation)) == (7, 3)
-            assert {*train_split, *validation} == set(given)
-        assert found[0] == split_subjects(given, options(Path(), "run", hold_out=0.3))
-        assert len({tuple(validation) for _, validation in found}) > 1
 
-    def test_fewer_subjects_are_the_first_of_the_same_split(self) -> None:
-        given = subjects(*[None] * 10)
-        every, held = split_subjects(given, options(Path(), "run"))
-        few, held_too = split_subjects(given, options(Path(), "run", train_subjects=3))
-        assert few == every[:3]
-        assert held_too == held
+    def test_a_cache_on_the_devices_gives_the_same_but_for_its_rounding(
+        self, folder: Path, store: Path, run_dir: Path
+    ) -> None:
+        """Blocks are rounded to bfloat16, three digits, and each device cuts its own."""
+        cached = train(folder, "cached", subjects=str(store), cache="device", devices=2, steps=5)
+        wanted = [entry["loss"] for entry in events(run_dir, "train")][:WARMUP]
+        found = [entry["loss"] for entry in events(cached, "train")][:WARMUP]
+        np.testing.assert_allclose(found, wanted, rtol=5e-3)
+        assert not np.array_equal(found, wanted)
 
-    @pytest.mark.parametrize("splits", [("test", "validation"), ("test",)])
-    def test_no_subject_to_train_on(self, splits: tuple[str, ...]) -> None:
-        with pytest.raises(InputError, match="leaves no subject to train on"):
-            split_subjects(subjects(*splits), options(Path(), "run"))
+    @pytest.mark.parametrize("run", ["store", "pretrained", "."])
+    def test_what_a_run_is_made_of_is_not_replaced(
+        self, folder: Path, store: Path, run: str
+    ) -> None:
+        (folder / ".voxtune").touch()
+        changes = {"subjects": str(store), "run_dir": folder / run, "overwrite": True}
+        with pytest.raises(InputError, match=r"would be removed with .*; choose another folder"):
+            finetune(options(folder, "never", **changes), Console(quiet=True))
+        assert read_store(store).cases[0].label[:1].shape == (1, EDGE, EDGE)
+        assert (folder / "pretrained" / "model.json").is_file()
 
-    def test_all_held_out(self) -> None:
-        with pytest.raises(InputError, match="leaves no subject to train on"):
-            split_subjects(subjects(None, None), options(Path(), "run", hold_out=1.0))
+    def test_a_target_has_voxels_for_the_divergence(self, folder: Path) -> None:
+        """The divergence of random weights is divided by them; targets have no labels to count."""
+        arguments = {"channels": 1, "outputs": 1, "filters": 2, "dilations": [1]}
+        spec = dataclasses.replace(
+            SPEC,
+            family="bayesian_meshnet",
+            arguments=arguments,
+            output_activation="linear",
+            classes=(),
+        )
+        made = {
+            path: np.full(shape, 0.1, np.float32)
+            for path, shape in shapes("bayesian_meshnet", arguments).items()
+        }
+        write_model(folder / "bayesian", spec, made, history={})
+        changes = {"model_dir": folder / "bayesian", "loss": "mean_squared_error", "labels": None}
+        prepared = prepare(options(folder, "never", **changes), Console(quiet=True))
+        step, _, _ = prepared.step(prepared.start.network())
+        assert step.voxels == 2 * EDGE**3
+
+    def test_label_maps_alone_are_enough(self, folder: Path) -> None:
+        rows = [row.split(",") for row in (folder / "subjects.csv").read_text().splitlines()]
+        table = "\n".join(",".join((name, label, split)) for name, _, label, split in rows[:-1])
+        (folder / "labels.csv").write_text(table)
+        drawn = {"subjects": str(folder / "labels.csv"), "synthetic": True, "steps": 30}
+        run = train(folder, "drawn", head_lr=0.03, **drawn)
+        losses = [entry["loss"] for entry in events(run, "train")]
+        assert np.isfinite(losses).all()
+        assert losses[-1] < losses[0]
+        assert events(run, "validation")[-1]["dice"].keys() == {"blob"}
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"cache": "disk"}, "reads blocks from a store"),
+            ({"workers": 2}, "processes that read blocks from a store"),
+            ({"swap": ("7=8",)}, "there is no 8, only 0, 7"),
+            ({"synthetic": True, "loss": "mean_squared_error", "labels": None}, "--synthetic"),
+            ({"synthetic": True, "augment": "strong"}, "--synthetic changes blocks in its own way"),
+            ({"workers": -1}, "--workers -1 makes no sense"),
+        ],
+    )
+    def test_what_does_not_go_together(self, folder: Path, changes: Any, words: str) -> None:
+        with pytest.raises(InputError, match=words):
+            finetune(options(folder, "never", **changes), Console(quiet=True))
 
 
 def test_a_loss_that_is_never_finite_ends_the_run_without_a_model(folder: Path):
@@ -305,6 +359,34 @@ class TestRecipe:
         assert "GFLOP" in shown
         assert "an epoch: 0.5 steps" in shown
         assert set(folder.iterdir()) == before
+
+    def test_its_examples_are_the_first_blocks_of_the_run(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is drawn is what the step makes of its batch, to the bit."""
+        drawn: list[Any] = []
+        draw = "voxtune.engine.examples.draw_contours"
+        monkeypatch.setattr(draw, lambda rows, path: drawn.extend(rows))
+        config = options(folder, "dry", dry_run=True, examples=folder / "blocks.png")
+        finetune(config, Console(quiet=True))
+        prepared = prepare(config, Console(quiet=True))
+        step, params, statistics = prepared.step(prepared.start.spec.network(PARAMETERS))
+        state = step.first_state(params, statistics, config.seed)
+        batch = {name: each for name, each in prepared.batches()[0].items() if name != "name"}
+        seen: list[Any] = []
+
+        def spied(self: Any, *given: Any) -> Any:
+            seen.append(given[3:5])
+            return loss_of(self, *given)
+
+        loss_of = TrainStep.loss_of
+        monkeypatch.setattr(TrainStep, "loss_of", spied)
+        with jax.disable_jit():
+            step(state, batch)
+        assert len(drawn) == 6
+        assert drawn[0][0].endswith("step 1")
+        np.testing.assert_allclose(drawn[0][1].data, seen[0][0][0, ..., 0], atol=1e-5)
+        np.testing.assert_array_equal(drawn[0][2].data, seen[0][1][0])
 
     def test_what_is_frozen_comes_out_as_it_went_in(self, folder: Path) -> None:
         frozen = parameters(train(folder, "frozen", freeze_until="head", steps=5, warmup=0))
@@ -356,6 +438,8 @@ class TestRecipe:
             ({"ema": 1.0}, "--ema 1.0"),
             ({"patience": 0}, "--patience 0"),
             ({"rule": ("encoder/* freeze",)}, "matches no parameter"),
+            ({"examples": Path("a.png")}, "pass --dry-run with it"),
+            ({"examples": Path("a.jpg"), "dry_run": True}, "must end in .png"),
         ],
     )
     def test_options_that_make_no_sense(self, folder: Path, changes: Any, words: str) -> None:

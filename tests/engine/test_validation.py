@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from voxtune.engine.dataset import Case
-from voxtune.engine.losses import IGNORE
-from voxtune.engine.model_dir import Contract, LabelClass, ModelSpec
+from voxtune.engine.case import Case, Quantised, contents_of
+from voxtune.engine.contract import Contract
+from voxtune.engine.dataset import class_table
+from voxtune.engine.model_dir import LabelClass, ModelSpec
 from voxtune.engine.validation import Validation, validate
+from voxtune.models.errors import InputError
 
 CLASSES = (LabelClass(0, "background"), LabelClass(7, "blob"), LabelClass(9, "other"))
 SPEC = ModelSpec(
@@ -23,8 +25,26 @@ SPEC = ModelSpec(
 )
 
 
-def one_hot(predicted: list[int]) -> np.ndarray:
-    return np.eye(3)[predicted].reshape(1, 1, -1, 3)
+TABLE = class_table(CLASSES)
+IGNORED = 255  # a label value that is no class
+
+
+def stored(values: np.ndarray) -> Quantised:
+    """Values `[D, H, W, C]`, in 16 bits as a fifth of them."""
+    ones = np.ones(values.shape[-1], np.float32)
+    return Quantised((values / 5).astype(np.float16), 5 * ones, 0 * ones)
+
+
+def case(image: np.ndarray, label: Any) -> Case:
+    shape = image.shape[:3]
+    counts = contents_of(label)[0] if isinstance(label, np.ndarray) else {}
+    about: Any = (np.eye(4), counts, {}, {}, shape, (1.0, 1.0, 1.0))
+    return Case("a", None, stored(image), label, *about)
+
+
+def classified(predicted: list[int], label: list[int]) -> Case:
+    """A case whose image is what is predicted, as one-hot classes; label values 0, 7 and 9."""
+    return case(np.eye(3)[predicted].reshape(1, 1, -1, 3), np.uint8(label).reshape(1, 1, -1))
 
 
 class TestValidation:
@@ -32,13 +52,13 @@ class TestValidation:
 
     def scores(self, *pairs: tuple[list[int], list[int]]) -> dict[str, float]:
         cases = [
-            Case("a", one_hot(predicted), np.array(label, np.uint8).reshape(1, 1, -1), ())
+            classified(predicted, [(0, 7, 9)[each] if each < 3 else each for each in label])
             for predicted, label in pairs
         ]
         echo: Any = lambda params, statistics, image: image  # noqa: E731
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = validate(echo, None, None, cases, SPEC)
+            found = validate(echo, None, None, cases, SPEC, TABLE)
         return dict(found.scores.get("dice", {}))
 
     def test_mean_of_cases_then_of_classes(self) -> None:
@@ -46,9 +66,17 @@ class TestValidation:
         found = self.scores(([0, 1, 1, 2], [0, 0, 1, 2]), ([0, 1, 0, 0], [0, 1, 0, 0]))
         assert found == pytest.approx({"blob": 5 / 6, "other": 1.0, "mean": 11 / 12})
 
-    def test_padding_is_not_judged(self) -> None:
-        found = self.scores(([1, 1, 2, 2], [1, IGNORE, IGNORE, 2]))
+    def test_what_is_no_class_is_not_judged(self) -> None:
+        found = self.scores(([1, 1, 2, 2], [1, IGNORED, IGNORED, 2]))
         assert found == pytest.approx({"blob": 1.0, "other": 1.0, "mean": 1.0})
+
+    def test_a_damaged_label_is_a_sentence(self) -> None:
+        one = classified([1, 1, 2, 2], [1, IGNORED, IGNORED, 2])
+        assert isinstance(one.label, np.ndarray)
+        one.label[0, 0, 0] = 77
+        echo: Any = lambda params, statistics, image: image  # noqa: E731
+        with pytest.raises(InputError, match=r"does not list \(77\): the store is damaged"):
+            validate(echo, None, None, [one], SPEC, TABLE)
 
     def test_a_class_that_is_nowhere_has_no_dice(self) -> None:
         found = self.scores(([0, 1], [0, 1]))
@@ -64,26 +92,26 @@ class TestValidation:
 
     def test_all_metrics_of_all_classes(self) -> None:
         """blob: one of two predicted is right, one of one true is found; volume twice as large."""
-        cases = [Case("a", one_hot([1, 1, 0]), np.uint8([[[1, 0, 0]]]), ())]
+        cases = [classified([1, 1, 0], [7, 0, 0])]
         echo: Any = lambda params, statistics, image: image  # noqa: E731
-        found = validate(echo, None, None, cases, SPEC).scores
+        found = validate(echo, None, None, cases, SPEC, TABLE).scores
         blob = {metric: values["blob"] for metric, values in found.items()}
         wanted = {"dice": 2 / 3, "jaccard": 1 / 2, "precision": 1 / 2, "recall": 1.0}
         assert blob == pytest.approx(wanted | {"volume_difference": 1.0})
 
     def test_an_image_is_judged_by_its_error_where_the_target_is_known(self) -> None:
-        """Errors 1 and 3 and one unknown in the first scan, 0 in the second."""
+        """Errors 5 and 15 and one unknown in the first scan, 0 in the second."""
         spec = dataclasses.replace(SPEC, classes=(), output_activation="linear")
-        target = np.float32([[[1, 2, np.nan]]])
+        target = stored(np.float32([[[[5], [10], [np.nan]]]]))
         cases = [
-            Case("a", np.float32([[[[2], [5], [7]]]]), target, ()),
-            Case("b", np.float32([[[[1], [2], [7]]]]), target, ()),
+            case(np.float32([[[[10], [25], [7]]]]), target),
+            case(np.float32([[[[5], [10], [7]]]]), target),
         ]
         echo: Any = lambda params, statistics, image: image  # noqa: E731
-        found = validate(echo, None, None, cases, spec)
-        assert found.scores == {"mean_absolute_error": {"mean": 1.0}}
-        assert found.monitored("dice") == -1
-        assert found.line() == "mean absolute error 1.000"
+        found = validate(echo, None, None, cases, spec, None)
+        assert found.scores == {"mean_absolute_error": {"mean": 5.0}}
+        assert found.monitored("dice") == -5
+        assert found.line() == "mean absolute error 5.000"
 
 
 class TestMonitoring:

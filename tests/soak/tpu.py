@@ -34,6 +34,8 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from voxtune.engine.augment import PROFILES
+from voxtune.engine.changes import Augmented
 from voxtune.engine.config import Finetune
 from voxtune.engine.mesh import DATA
 from voxtune.engine.rules import Parameters, make_rules
@@ -79,7 +81,7 @@ def compile_step(batch: int, shards: int, remat: bool) -> Compiled:
     config = Finetune(*paths, compute_dtype="bfloat16", remat=remat)
     network = abstract("unet", {"outputs": 2})
     rules = make_rules(Parameters.of(network), config)
-    train, *arrays = make_step(network, config, rules, flip_axes=(0,))
+    train, *arrays = make_step(network, config, rules, changes=Augmented(PROFILES["light"], (0,)))
     state = jax.eval_shape(lambda *each: train.first_state(*each, 0), *arrays)
     blocks = {
         "image": jax.ShapeDtypeStruct((batch, EDGE, EDGE, EDGE, 1), jnp.float32),

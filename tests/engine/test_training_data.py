@@ -1,0 +1,178 @@
+"""What a run trains on: a table and the store made of it give the same, and who is left out."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from rich.console import Console
+
+from voxtune.engine.case import Case
+from voxtune.engine.config import Finetune, Prepare
+from voxtune.engine.contract import Contract
+from voxtune.engine.model_dir import LabelClass, ModelSpec
+from voxtune.engine.prepare import prepare
+from voxtune.engine.subjects import Subject
+from voxtune.engine.training_data import read_training_data, split_subjects
+from voxtune.models.errors import InputError
+
+QUIET = Console(quiet=True)
+SPEC = ModelSpec(
+    family="meshnet",
+    arguments={"channels": 1, "outputs": 2, "filters": 2, "dilations": [1], "norm": None},
+    output_activation="softmax",
+    classes=(LabelClass(0, "background"), LabelClass(1, "head")),
+    contract=Contract("LIA", (1.5, 1.0, 1.0), "zscore", (4, 4, 4)),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of four subjects, one of them to test on, a label map for it, and its store."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    rows = ["subject,image,label,split"]
+    for number, split in enumerate(["train", "test", "train", "validation"]):
+        shape = (9, 8, 7 + number)
+        label = rng.choice([0, 0, 3, 12], shape).astype(np.uint8)
+        for name, data in (("image", rng.normal(size=shape).astype(np.float32)), ("label", label)):
+            nib.save(nib.Nifti1Image(data, np.diag([1, 1, 1.2, 1])), folder / f"{name}{number}.nii")
+        rows.append(f"sub-{number},image{number}.nii,label{number}.nii,{split}")
+    (folder / "subjects.csv").write_text("\n".join(rows))
+    (folder / "map.csv").write_text("original,new,name\n3,1,pons\n12,2,lesion\n")
+    made = Prepare(
+        folder / "subjects.csv",
+        folder / "store",
+        orientation="LIA",
+        spacing=(1.5, 1.0, 1.0),
+        label_map=folder / "map.csv",
+        workers=1,
+    )
+    prepare(made, QUIET)
+    return folder
+
+
+def options(folder: Path, data: str = "subjects.csv", **changes: Any) -> Finetune:
+    return Finetune(folder / "model", str(folder / data), folder / "run", **changes)
+
+
+def same(one: Case, other: Case) -> bool:
+    assert one.image is not None
+    assert other.image is not None
+    everywhere = (slice(None),) * 3
+    images = one.image[everywhere], other.image[everywhere]
+    labels = one.label[everywhere], other.label[everywhere]
+    return one.name == other.name and np.array_equal(*images) and np.array_equal(*labels)
+
+
+def test_a_table_gives_what_its_store_gives(folder: Path) -> None:
+    table = read_training_data(options(folder, label_map=folder / "map.csv"), SPEC, QUIET)
+    store = read_training_data(options(folder, "store"), SPEC, QUIET)
+    assert [case.name for case in store.train] == ["sub-0", "sub-2"]
+    assert [case.name for case in store.validation] == ["sub-3"]
+    for one, other in zip(table.train, store.train, strict=True):
+        assert same(one, other)
+        assert one.counts == other.counts
+    assert table.names == store.names == {1: "pons", 2: "lesion"}
+    for data in (table, store):
+        names = {split: [each.name for each in rows] for split, rows in data.subjects.items()}
+        assert names == {"train": ["sub-0", "sub-2"], "validation": ["sub-3"]}
+
+
+def test_label_maps_are_read_as_they_are_where_images_are_drawn(folder: Path) -> None:
+    drawn = options(folder, label_map=folder / "map.csv", synthetic=True)
+    data = read_training_data(drawn, SPEC, QUIET)
+    assert set(data.train[0].counts) == {0, 3, 12}
+    assert set(read_training_data(options(folder), SPEC, QUIET).train[0].counts) == {0, 3, 12}
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "words"),
+    [
+        ({}, {"binarise": True}, "is a store, whose labels were settled"),
+        ({"orientation": "RAS"}, {}, "orientation LIA, not RAS"),
+        ({"intensity": "minmax"}, {}, "intensity zscore, not minmax"),
+        ({}, {"loss": "mean_squared_error"}, "target"),
+    ],
+)
+def test_a_store_that_does_not_suit_is_a_sentence(
+    folder: Path, spec: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    given = dataclasses.replace(SPEC, contract=dataclasses.replace(SPEC.contract, **spec))
+    with pytest.raises(InputError, match=words):
+        read_training_data(options(folder, "store", **changes), given, QUIET)
+
+
+def test_a_store_of_label_maps_alone_needs_images_to_be_drawn(folder: Path) -> None:
+    rows = [row.split(",") for row in (folder / "subjects.csv").read_text().splitlines()]
+    table = "\n".join(",".join((name, label, split)) for name, _, label, split in rows)
+    (folder / "maps.csv").write_text(table)
+    prepare(
+        Prepare(
+            folder / "maps.csv",
+            folder / "maps",
+            orientation="LIA",
+            spacing=(1.5, 1.0, 1.0),
+            workers=1,
+        ),
+        QUIET,
+    )
+    with pytest.raises(InputError, match="holds label maps alone; pass --synthetic"):
+        read_training_data(options(folder, "maps"), SPEC, QUIET)
+    data = read_training_data(options(folder, "maps", synthetic=True), SPEC, QUIET)
+    assert all(case.image is None for case in data.train)
+    assert data.channels == ("image",)
+
+
+def test_as_many_images_are_drawn_as_the_network_has_channels(folder: Path) -> None:
+    two = dataclasses.replace(SPEC, arguments={**SPEC.arguments, "channels": 2})
+    with pytest.raises(InputError, match="2 channels, but there is 1"):
+        read_training_data(options(folder, synthetic=True), two, QUIET)
+    # Without images there is no number to disagree with.
+    data = read_training_data(options(folder, "maps.csv", synthetic=True), two, QUIET)
+    assert data.channels == ("drawn1", "drawn2")
+    assert all(case.image is None for case in (*data.train, *data.validation))
+
+
+def subjects(*splits: str | None) -> list[Subject]:
+    return [
+        Subject(f"sub-{number}", {"image": Path("image")}, Path("label"), split)
+        for number, split in enumerate(splits)
+    ]
+
+
+class TestSplits:
+    def test_a_table_with_splits_is_followed(self) -> None:
+        given = subjects("test", "train", "validation", "train", "test")
+        train_split, validation = split_subjects(given, options(Path()))
+        assert [each.name for each in train_split] == ["sub-1", "sub-3"]
+        assert [each.name for each in validation] == ["sub-2"]
+
+    def test_without_splits_a_share_is_held_out_by_the_seed(self) -> None:
+        given = subjects(*[None] * 10)
+        found = [
+            split_subjects(given, options(Path(), seed=seed, hold_out=0.3)) for seed in range(5)
+        ]
+        for train_split, validation in found:
+            assert (len(train_split), len(validation)) == (7, 3)
+            assert {each.name for each in (*train_split, *validation)} == {e.name for e in given}
+        assert found[0] == split_subjects(given, options(Path(), hold_out=0.3))
+        assert len({tuple(each.name for each in held) for _, held in found}) > 1
+
+    def test_fewer_subjects_are_the_first_of_the_same_split(self) -> None:
+        given = subjects(*[None] * 10)
+        every, held = split_subjects(given, options(Path()))
+        few, held_too = split_subjects(given, options(Path(), train_subjects=3))
+        assert few == every[:3]
+        assert held_too == held
+
+    @pytest.mark.parametrize("splits", [("test", "validation"), ("test",)])
+    def test_no_subject_to_train_on(self, splits: tuple[str, ...]) -> None:
+        with pytest.raises(InputError, match="leaves no subject to train on"):
+            split_subjects(subjects(*splits), options(Path()))
+
+    def test_all_held_out(self) -> None:
+        with pytest.raises(InputError, match="leaves no subject to train on"):
+            split_subjects(subjects(None, None), options(Path(), hold_out=1.0))
