@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import Array
 
 from voxtune.models.families import Network, build
@@ -131,7 +133,7 @@ _SMALL: Mapping[str, Mapping[str, Any]] = {
     "resenc_unet": {"features": (2, 4), "blocks": (1, 1), "strides": (1, 2)},
     "synthseg_unet": {"filters": 2, "depth": 1},
     "unet": {"filters": 2, "depth": 1, "norm": "batch"},
-    "unetr": {"size": (8,) * 3, "patch": 4, "width": 4, "blocks": 2, "heads": 2, "filters": 2},
+    "unetr": {"size": (8,) * 3, "patch": 2, "width": 4, "blocks": 1, "heads": 2, "filters": 2},
     "vnet": {"filters": 4, "depth": 1},
 }
 
@@ -139,4 +141,9 @@ _SMALL: Mapping[str, Mapping[str, Any]] = {
 @pytest.fixture(scope="session")
 def small() -> Callable[[str], Network]:
     """Makes a small network of a family: one channel, three outputs, fresh."""
-    return lambda family: build(family, {"channels": 1, "outputs": 3, **_SMALL[family]})
+
+    @cache  # drawing its values takes longer than copying them
+    def parts(family: str) -> tuple[nnx.GraphDef[Network], nnx.State]:
+        return nnx.split(build(family, {"channels": 1, "outputs": 3, **_SMALL[family]}))
+
+    return lambda family: nnx.merge(*parts(family), copy=True)

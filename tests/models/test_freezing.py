@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from voxtune.models.families import FAMILIES, Network, build
+from voxtune.models.families import Network, build
 from voxtune.models.freezing import freeze_statistics
 from voxtune.models.norms import BatchNorm
-from voxtune.models.parameters import shapes_of, statistics_of
+from voxtune.models.parameters import statistics_of
 from voxtune.models.run import Run
 
 Small = Callable[[str], Network]
@@ -132,13 +132,3 @@ class TestMistakes:
         freeze_statistics(network, dict.fromkeys(statistics_of(network), 3))
         with pytest.raises(ValueError, match="needs its `step`"):
             network(jnp.asarray(IMAGE), train=True)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_lies_in_a_level_or_head(family: str, small: Small) -> None:
-    network = small(family)
-    levels = network.levels()
-    assert {network.level_of(path) for path in shapes_of(network)} == set(levels)
-    for head in network.head_paths:
-        assert network.level_of(f"{head}/kernel") == levels[-1]
-    assert network.head_paths

@@ -74,6 +74,7 @@ def test_levels_name_every_parameter_from_input_to_output(family, small):
     network = small(family)
     levels = network.levels()
     assert {network.level_of(path) for path in by_path(network)} == set(levels)
+    assert network.level_of("head/kernel") == levels[-1]
     assert (levels[-1],) == network.head_paths == ("head",)
     decoders = [name for name in levels if name.startswith("decoder")]
     assert decoders == sorted(decoders, reverse=True)

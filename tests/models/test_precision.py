@@ -28,8 +28,10 @@ LABEL = jax.ShapeDtypeStruct((2, 8, 8, 8), jnp.uint8)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_that_is_kept_stays_float32(family: str, small: Small, step_of: StepOf) -> None:
     step, state = step_of(small(family), compute_dtype="bfloat16")
-    apply = step.apply
-    after, metrics = jax.eval_shape(step, state, {"image": IMAGE, "label": LABEL})
+    with plain_lowerings():
+        after, metrics = jax.eval_shape(step, state, {"image": IMAGE, "label": LABEL})
+        logits, _ = jax.eval_shape(step.apply, state.params, state.statistics, IMAGE, None)
+    assert logits.dtype == jnp.float32
     assert jax.tree.structure(after) == jax.tree.structure(state)
     numbers = {name: each for name, each in metrics.items() if name not in ("counts", "skipped")}
     kept = after.params, after.statistics, after.optimizer, numbers
@@ -37,9 +39,6 @@ def test_all_that_is_kept_stays_float32(family: str, small: Small, step_of: Step
         str(leaf.dtype) for leaf in jax.tree.leaves(kept) if leaf.ndim or leaf.dtype.kind == "f"
     }
     assert types == {"float32"}
-    for dropout in (None, jax.random.key(1)):
-        logits, _ = jax.eval_shape(apply, state.params, state.statistics, IMAGE, dropout)
-        assert logits.dtype == jnp.float32
 
 
 def _equations(jaxpr: Any) -> Iterator[JaxprEqn]:
@@ -64,6 +63,7 @@ def test_convolutions_and_products_of_volumes_are_bfloat16(
         traced = jax.make_jaxpr(step.apply)(
             state.params, state.statistics, IMAGE, jax.random.key(1)
         )
+    assert traced.out_avals[0].dtype == jnp.float32  # the logits
     found = []
     for equation in _equations(traced.jaxpr):
         if equation.primitive.name in ("conv_general_dilated", "dot_general"):
@@ -154,10 +154,10 @@ def test_the_loss_falls_as_in_float32(family: str, small: Small, step_of: StepOf
     """On the demo's heads, coarsely drawn, with the brain to be found.
 
     A value of bfloat16 is off by up to 0.4 %, a loss of 1 by a few thousandths, and steps follow
-    the gradient's sign rather than its size at first. 0.0014 at most was measured, of a loss that
-    falls from 1.6 to 0.9 (UNet), and 0.0008 (MeshNet); seven times that is let pass.
+    the gradient's sign rather than its size at first. 0.0020 at most was measured, of a loss that
+    falls from 1.6 to 0.9 (UNet), and 0.0008 (MeshNet); five times that is let pass.
     """
-    heads = [make_phantom("healthy", seed, (24, 24, 24), 8.0) for seed in range(2)]
+    heads = [make_phantom("healthy", seed, (20, 20, 20), 10.0) for seed in range(2)]
     images = np.stack([head.image for head in heads])[..., None].astype(np.float32)
     batch = {
         "image": (images - images.mean()) / images.std(),
@@ -165,7 +165,7 @@ def test_the_loss_falls_as_in_float32(family: str, small: Small, step_of: StepOf
     }
     network = small(family)
     wide, narrow = (
-        losses(*step_of(network, optax.adamw(1e-2), (0,), compute_dtype=dtype), batch, 40)
+        losses(*step_of(network, optax.adamw(1e-2), compute_dtype=dtype), batch, 40)
         for dtype in ("float32", "bfloat16")
     )
     assert wide[-5:].mean() < 0.75 * wide[0]

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from voxtune.models.errors import InputError
 from voxtune.models.families import Network, abstract
+from voxtune.models.lowering import plain_lowerings
 from voxtune.models.parameters import assemble, shapes
 from voxtune.models.run import Run
 from voxtune.models.transformer import Attention, Heads, TransformerBlock
@@ -221,7 +222,8 @@ KEY = jax.random.key(3)
 def plain(network: Network, x: jax.Array) -> Any:
     """What a step gives on one device."""
     run, params, rest = step(network)
-    compiled = jax.jit(run)
+    with plain_lowerings():
+        compiled = jax.jit(run).lower(params, rest, x, KEY).compile()
     ((one, _), _), ((other, _), _) = (
         compiled(params, rest, x, k) for k in (KEY, jax.random.key(4))
     )
@@ -251,11 +253,13 @@ def test_remat_and_a_batch_over_devices_give_the_same(
     """Both at once, since compiling is all of the time; nothing is gathered."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     run, params, rest = step(network, remat=True)
-    traced = str(jax.make_jaxpr(run)(params, rest, x, KEY))
-    assert traced.count("remat2[") + traced.count("checkpoint[") >= len(network.levels())
     params, rest = jax.device_put((params, rest), NamedSharding(mesh, P()))
     split = jax.device_put(x, NamedSharding(mesh, P("data")))
-    compiled = jax.jit(run).lower(params, rest, split, KEY).compile()
+    with plain_lowerings():
+        traced = jax.jit(run).trace(params, rest, split, KEY)
+        compiled = traced.lower().compile()
+    text = str(traced.jaxpr)
+    assert text.count("remat2[") + text.count("checkpoint[") >= len(network.levels())
     program = compiled.as_text()
     assert "all-reduce" in program
     assert "all-gather" not in program

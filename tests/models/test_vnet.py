@@ -28,9 +28,11 @@ def agree(ours, definition, arrays, weight):
     """Results and gradients of two functions are the same to float64 rounding."""
 
     def computed(function):
-        total = lambda *arrays: (function(*arrays) * weight).sum()  # noqa: E731
-        arguments = tuple(range(len(arrays)))
-        return function(*arrays), jax.jit(jax.grad(total, arguments))(*arrays)
+        def total(*arrays):
+            y = function(*arrays)
+            return (y * weight).sum(), y
+
+        return jax.jit(jax.grad(total, tuple(range(len(arrays))), has_aux=True))(*arrays)
 
     found, wanted = (jax.tree.leaves(computed(each)) for each in (ours, definition))
     for one, other in zip(found, wanted, strict=True):
