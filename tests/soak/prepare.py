@@ -2,7 +2,7 @@
 
 Alone, with --overwrite of another store, and as one of two shards; as the folder is made, in the
 middle, as the last subject is written, and as the store is finished. `make soak` runs it: about
-four minutes on two idle cores. With --seed N it kills at the same
+two minutes on two idle cores. With --seed N it kills at the same
 moments again, as far as the machine is as fast.
 """
 
