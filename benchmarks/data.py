@@ -40,6 +40,7 @@ from rich.table import Table
 from voxtune.benchmarks.step import machine
 from voxtune.engine.cache import DeviceCache, cut
 from voxtune.engine.case import IGNORE, Case
+from voxtune.engine.changes import Batch
 from voxtune.engine.cli import main as voxtune
 from voxtune.engine.config import Create, Finetune
 from voxtune.engine.create import create
@@ -195,7 +196,10 @@ def ways(
 
     volumes = DeviceCache(cases, plan.block, table, IGNORE).load(mesh)
     cutting = partial(jax.jit(partial(cut, block=plan.block)), volumes)
-    same = lambda batch: batch  # noqa: E731
+
+    def same(batch: Batch) -> Batch:
+        return batch
+
     files = write_files(folder, cases)
     takes = {
         "nibabel, a loop": loaded(files, plan),

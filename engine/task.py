@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from voxtune.engine.case import IGNORE, Case
-from voxtune.engine.config import Finetune
+from voxtune.engine.config import Block, Finetune
 from voxtune.engine.contract import Contract, check_contract
 from voxtune.engine.labels import LARGEST
 from voxtune.engine.losses import REGRESSION
@@ -18,7 +18,7 @@ from voxtune.engine.model_dir import LabelClass, ModelSpec, check_block
 from voxtune.engine.subjects import UNNAMED
 from voxtune.engine.surgery import with_input
 from voxtune.models.errors import InputError
-from voxtune.models.families import abstract
+from voxtune.models.families import Network, abstract
 from voxtune.models.graph import Graph, head_activation, with_linear_head
 
 
@@ -203,6 +203,14 @@ def prevalence_of(counts: Mapping[int, int], classes: Sequence[LabelClass]) -> n
     return voxels / max(1, voxels.sum())
 
 
+def full_block(network: Network, cases: Sequence[Case]) -> Block:
+    """The least block for a network that holds every case."""
+    multiple = network.min_multiple
+    largest = np.max([case.shape for case in cases], axis=0)
+    depth, height, width = (-(-largest // multiple) * multiple).tolist()
+    return depth, height, width
+
+
 def contract_of(
     spec: ModelSpec, config: Finetune, channels: Sequence[str], cases: Sequence[Case]
 ) -> Contract:
@@ -219,10 +227,7 @@ def contract_of(
     """
     block = config.block or spec.contract.block
     if block == "full":
-        multiple = abstract(spec.family, spec.arguments).min_multiple
-        largest = np.max([case.shape for case in cases], axis=0)
-        depth, height, width = (-(-largest // multiple) * multiple).tolist()
-        block = depth, height, width
+        block = full_block(abstract(spec.family, spec.arguments), cases)
     check_block(spec.family, spec.arguments, block)
     names = None if tuple(channels) == UNNAMED else tuple(channels)
     contract = dataclasses.replace(spec.contract, block=block, channels=names)

@@ -54,6 +54,7 @@ from voxtune.engine.task import (
     check_labels,
     classes_of,
     contract_of,
+    full_block,
     label_counts,
     listed,
     prevalence_of,
@@ -285,7 +286,8 @@ def prepare(config: Finetune, console: Console) -> Prepared:
             f"give {config.subjects} a split validation, or leave it out."
         )
     rows = [each for subjects in data.subjects.values() for each in subjects]
-    check_apart(config.run_dir, [file for each in rows for file in files_of(each)])
+    if not config.dry_run:
+        check_apart(config.run_dir, [file for each in rows for file in files_of(each)])
     drawn = drawn_of(config, [*train, *validation]) if config.synthetic else None
     names = data.names if drawn is None else {**data.names, **drawn.names}
     learned, also = (
@@ -464,14 +466,11 @@ def _announcement(prepared: Prepared) -> list[str]:
     anchors = (parse_rule(each).anchor for each in prepared.rules.given)
     if (config.anchor or any(anchors)) and not any(row.anchor for row in rows):
         lines.append("note: nothing that is trained is pretrained, so anchors pull nothing")
-    largest = np.max([case.shape for case in prepared.train], axis=0)
-    multiple = prepared.start.network().min_multiple
-    whole = -(-largest // multiple) * multiple
-    if all(n > size for n, size in zip(spec.contract.block, whole, strict=True)):
+    full = full_block(prepared.start.network(), prepared.train)
+    if all(n > size for n, size in zip(spec.contract.block, full, strict=True)):
         lines.append(
-            f"warning: blocks are larger than every scan (at most "
-            f"{' x '.join(map(str, largest))} voxels), which costs "
-            "time and memory; pass --block full, or sizes"
+            "warning: blocks are larger than every scan, which costs time and memory; pass --block "
+            f"full ({' '.join(map(str, full))}), or sizes"
         )
     late = [row for row in rows if config.steps <= row.until < FOREVER]
     if late:

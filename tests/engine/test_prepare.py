@@ -454,8 +454,7 @@ class TestFailures:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own that holds some of the subjects."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
+    (disk := tmp_path / "disk").mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", disk]
     if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("no permission to mount a file system")
@@ -464,10 +463,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def start(table: Path, store: Path, workers: int) -> subprocess.Popen:
-    """The command, on its way; each subject takes it some 50 ms more."""
+    """The command as at a terminal (a shell in the background has SIGINT ignored), but slow."""
     code = (
         "import signal, sys, time; from voxtune.engine import stored_case, cli\n"
-        # A shell in the background ignores it.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "real = stored_case.write_npy\n"
         "def slow(*arguments):\n    time.sleep(0.02); real(*arguments)\n"
@@ -500,4 +498,3 @@ def kill_when(table: Path, store: Path, finished: int, workers: int) -> None:
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
-        time.sleep(0.01)
