@@ -49,6 +49,7 @@ class Network(Protocol):
         tap: Tap = ...,
         remat: bool = ...,
         step: Array | None = ...,
+        axis: str | None = ...,
     ) -> Array: ...
 
 

@@ -51,6 +51,7 @@ class Family(nnx.Module):
         tap: Tap = ignore,
         remat: bool = False,
         step: Array | None = None,
+        axis: str | None = None,
     ) -> Array:
         """Logits of each voxel.
 
@@ -63,11 +64,12 @@ class Family(nnx.Module):
             remat: whether the backward pass computes each level again, to save memory; nothing
                 inside of levels is tapped then.
             step: number of the training step, needed where `train` and a norm is frozen until one.
+            axis: name of the mapped axis that the batch is split over, if any.
 
         Returns:
             `[B, D, H, W, outputs]`, float32.
         """
-        return self.forward(x, Run(train, rngs, tap, remat, step))
+        return self.forward(x, Run(train, rngs, tap, remat, step, axis))
 
     def forward(self, x: Array, run: Run) -> Array:
         """`[B, D, H, W, C]` → `[B, D, H, W, outputs]`: the levels, each by `level`."""

@@ -183,10 +183,11 @@ class GraphNet(nnx.Module):
         tap: Tap = ignore,
         remat: bool = False,
         step: Array | None = None,
+        axis: str | None = None,
     ) -> tuple[Array, ...]:
         """All outputs of all inputs, by the inputs' names; other arguments as `__call__`."""
         graph, found = self.graph, dict(inputs)
-        run = Run(train, rngs, tap, remat, step)
+        run = Run(train, rngs, tap, remat, step, axis)
         for name, value in inputs.items():
             tap(name, value)
         for part in segments(graph) if remat else (Segment(graph.calls, (), ()),):
@@ -216,6 +217,7 @@ class GraphNet(nnx.Module):
         tap: Tap = ignore,
         remat: bool = False,
         step: Array | None = None,
+        axis: str | None = None,
     ) -> Array:
         """What a graph of one input and one output gives.
 
@@ -228,12 +230,15 @@ class GraphNet(nnx.Module):
             tap: receives each intermediate result under its call's name.
             remat: whether the backward pass computes the layers again, a segment at a time (see
                 `segments`), to save memory. Only the inputs are tapped then.
+            step: as in `voxtune.models.family.Family`.
+            axis: likewise.
 
         Returns:
             `[B, D, H, W, outputs]`, or what the graph gives; never less than float32.
         """
         (name,) = self.graph.inputs
-        (output,) = self.run({name: x}, train=train, rngs=rngs, tap=tap, remat=remat, step=step)
+        options: dict[str, Any] = {"tap": tap, "remat": remat, "step": step, "axis": axis}
+        (output,) = self.run({name: x}, train=train, rngs=rngs, **options)
         return output
 
 
@@ -259,12 +264,12 @@ def _run_calls(
             given = tuple(x.astype(jnp.float32) for x in given)  # logits are not rounded
         apply = functools.partial(KINDS[layer.kind].apply, layer.config, weights, given)
         if kept is None or not (run.train and training and kept.until):
-            found[call.name] = apply(Mode(training, rngs, kept if run.train else None))
+            found[call.name] = apply(Mode(training, rngs, kept if run.train else None, run.axis))
         elif kept.until == math.inf:
             found[call.name] = apply(Mode(False))
         else:
             thaws = thawed(kept.until, run)
-            moving = apply(Mode(training, rngs, _Thawing(kept, thaws)))
+            moving = apply(Mode(training, rngs, _Thawing(kept, thaws), run.axis))
             found[call.name] = jnp.where(thaws, moving, apply(Mode(False)))
         run.tap(call.name, found[call.name])
 

@@ -37,11 +37,13 @@ class Mode:
         rngs: source of randomness: layers that are random draw where there is one, and must have
             one where `train`.
         statistics: told of new moving statistics where `train`.
+        axis: as in `voxtune.models.run.Run`.
     """
 
     train: bool
     rngs: nnx.Rngs | None = None
     statistics: Statistics | None = None
+    axis: str | None = None
 
     @property
     def draws(self) -> bool:

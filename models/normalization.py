@@ -46,8 +46,7 @@ def _batch_norm(config: Config, weights: Weights, inputs: Inputs, mode: Mode) ->
     if mode.train:
         momentum = config["momentum"]
         others = tuple(axis for axis in range(x.ndim) if axis not in axes)
-        # jnp.var takes the mean off first: E[x²] - E[x]² loses digits where the mean is large.
-        batch_mean, batch_variance = jnp.mean(x, others), jnp.var(x, others)
+        batch_mean, batch_variance = _moments(x, others, mode.axis)
         if mode.statistics is not None:
             for name, old, new in (
                 ("moving_mean", mean, batch_mean),
@@ -59,6 +58,16 @@ def _batch_norm(config: Config, weights: Weights, inputs: Inputs, mode: Mode) ->
     shape = _kept(x.shape, axes)
     spread = lax.rsqrt(variance + config["epsilon"]).reshape(shape)
     return _scaled(x, mean.reshape(shape), spread, weights, shape)
+
+
+def _moments(x: Array, axes: Sequence[int], mapped: str | None) -> tuple[Array, Array]:
+    """Mean and variance along axes, and along a mapped axis where there is one."""
+    if mapped is None:
+        # jnp.var takes the mean off first: E[x²] - E[x]² loses digits where the mean is large.
+        return jnp.mean(x, axes), jnp.var(x, axes)
+    mean = lax.pmean(jnp.mean(x, axes, keepdims=True), mapped)
+    variance = lax.pmean(jnp.mean((x - mean) ** 2, axes), mapped)
+    return mean.reshape(variance.shape), variance
 
 
 def _batch_norm_weights(config: Config, inputs: Shapes) -> dict[str, Shape]:

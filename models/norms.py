@@ -32,7 +32,12 @@ class BatchNorm(nnx.BatchNorm):
         self.until = 0.0
 
     def __call__(self, x: Array, run: Run) -> Array:  # type: ignore[override]  # not nnx's options
-        """Normalises by the batch in training unless frozen, by the running statistics else."""
+        """Normalises by the batch in training unless frozen, by the running statistics else.
+
+        Of a batch that is split over a mapped axis by the moments of the whole.
+        """
+        if self.axis_name != run.axis:  # a module that was not made in this trace cannot be set
+            self.axis_name = run.axis
         normalise = super().__call__
         if not run.train or self.until == math.inf:
             return normalise(x, use_running_average=True).astype(x.dtype)

@@ -37,6 +37,8 @@ class Run:
             keeping it from the forward pass: less memory for a third more work. Taps inside levels
             are not called then.
         step: number of the training step, int32, for norms that are frozen until one.
+        axis: name of the mapped axis (`jax.pmap`) that the batch is split over, for norms that
+            take statistics from the whole of it; None where the batch is here.
     """
 
     train: bool = False
@@ -44,6 +46,7 @@ class Run:
     tap: Tap = ignore
     remat: bool = False
     step: Array | None = None
+    axis: str | None = None
 
     @property
     def draws(self) -> bool:

@@ -17,7 +17,7 @@ from voxtune.engine.mesh import DATA
 from voxtune.models.errors import InputError
 from voxtune.models.families import abstract, build
 from voxtune.models.lowering import SPATIAL, conv_plain, plain_lowerings
-from voxtune.models.sharding import check_depth_split
+from voxtune.models.sharding import check_depth_split, splitting_depth
 
 StepOf = Callable[..., tuple[Any, Any]]
 DEPTH, EDGE = 16, 8
@@ -99,15 +99,32 @@ def test_a_depth_that_does_not_split_is_a_sentence():
             unet,
             24,
             4,
-            "24 slices .* over 4 devices: each needs at least 8 .* of at least 32 slices",
+            "24 slices .* over 4 devices: each needs at least 8 .* --block of at least 32 slices",
         ),
         (unet, 8, 2, "8 slices .* over 2 devices: each needs at least 16 .* at least 32 slices"),
-        (unet, 72, 4, "72 slices .* over 4 devices: each needs a multiple of 8 .* of 64 slices"),
+        (unet, 72, 4, "72 slices .* each needs a multiple of 8 .*--block of 64 slices, or --mesh"),
         (meshnet, 66, 4, "66 slices .* each needs as many slices as the others; .* of 64 slices"),
         (meshnet, 60, 4, "60 slices .* over 4 devices: each needs at least 16 .* least 64 slices"),
     ):
         with pytest.raises(InputError, match=said):
             check_depth_split(network, depth, shards)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("family", ["unet", "meshnet"])
+def test_the_least_depth_that_splits_is_found(family, shards):
+    network = abstract(family, {"outputs": 1})
+
+    def splits(depth):
+        try:
+            check_depth_split(network, depth, shards)
+        except InputError:
+            return False
+        return depth % network.min_multiple == 0
+
+    for depth in (1, 33, 64, 100, 129, 160):
+        found = splitting_depth(network, depth, shards)
+        assert found == next(each for each in range(depth, 400) if splits(each))
 
 
 def test_a_window_wider_than_a_devices_slices_would_gather():
