@@ -21,10 +21,11 @@ fuzz: $(READY)
 	JAX_PLATFORMS=cpu $(BIN)/python tests/converters/fuzz.py --count 100000
 	$(BIN)/python tests/engine/fuzz_volume.py --count 100000
 
-# `prepare` killed at 24 random moments; then what remat saves on a TPU, and that no step gathers
+# `prepare` killed at 24 random moments, and `finetune` at 30; then what remat saves on a TPU, and that no step gathers
 # there: compiled for one, without one. libtpu is kept out of .venv, where JAX would look for a TPU.
 soak: $(READY) .venv-soak/.ready
 	$(BIN)/python tests/soak/prepare.py
+	$(BIN)/python tests/soak/resume.py
 	.venv-soak/bin/python tests/soak/tpu.py
 
 .venv-soak/.ready: pyproject.toml

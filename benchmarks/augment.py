@@ -25,8 +25,8 @@ STEP = "training step"
 def profile_of(augmentation: Augmentation, image: jax.Array, label: jax.Array) -> Callable:
     """Augments the batch once, with flips from left to right, and waits for it."""
     change = jax.jit(partial(augment, augmentation=augmentation, flip_axes=(0,)))
-    key = jax.random.key(0)
-    return lambda: jax.block_until_ready(change(key, image, label))
+    keys = jax.random.split(jax.random.key(0), len(image))
+    return lambda: jax.block_until_ready(change(keys, image, label))
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ from voxtune.engine.config import Create, Finetune
 from voxtune.engine.create import create
 from voxtune.engine.dataset import Plan, batches, class_table, host_cached
 from voxtune.engine.feed import Feed
-from voxtune.engine.mesh import data_mesh
+from voxtune.engine.mesh import make_mesh
 from voxtune.engine.model_dir import LabelClass
 from voxtune.engine.phantom import write_phantoms
 from voxtune.engine.store import Store, read_store
@@ -188,7 +188,7 @@ def ways(
     """Everything that is to be timed, and the versions of what is not voxtune's."""
     values = sorted({value for case in cases for value in case.counts} | {0})
     table = class_table([LabelClass(value, str(value)) for value in values])
-    mesh, how = data_mesh(1), (plan, table, IGNORE)
+    mesh, how = make_mesh("data=1"), (plan, table, IGNORE)
 
     def feed(cases: Sequence[Case], read: bool = True, workers: int = 0) -> Feed:
         data = batches(cases, *how, read=read)

@@ -194,7 +194,7 @@ _KEYS = (
 
 
 def augment(
-    key: Array,
+    keys: Array,
     image: Array,
     label: Array,
     augmentation: Augmentation,
@@ -207,7 +207,7 @@ def augment(
     """Changes each block of a batch at random, by itself.
 
     Args:
-        key: a JAX key; the same key makes the same changes.
+        keys: a JAX key for each block, `[B]`; the same key makes the same changes.
         image: float32 `[B, D, H, W, C]`.
         label: class indices `[B, D, H, W]`; or the values of a target, float, which are moved as
             the image is but keep their intensities.
@@ -233,7 +233,7 @@ def augment(
         image, label = _flipped(drawn, image, label, flip_axes, left_right, swap)
         return _recoloured(drawn, image, augmentation.keep_range), label
 
-    return jax.vmap(one)(jax.random.split(key, image.shape[0]), image, label)
+    return jax.vmap(one)(keys, image, label)
 
 
 def draw(key: Array, augmentation: Augmentation, channels: int) -> Drawn:

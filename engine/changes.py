@@ -14,7 +14,7 @@ from voxtune.engine.synthetic import FREESURFER_PAIRS, Generator
 from voxtune.models.errors import InputError
 
 Batch = dict[str, Array]
-# A key and a batch → image float32 [B, D, H, W, C] and label [B, D, H, W].
+# A key for each block, [B], and a batch → image float32 [B, D, H, W, C] and label [B, D, H, W].
 Changes = Callable[[Array, Batch], tuple[Array, Array]]
 
 
@@ -36,10 +36,10 @@ class Augmented:
     swap: tuple[tuple[int, int], ...] = ()
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
-    def __call__(self, key: Array, batch: Batch) -> tuple[Array, Array]:
+    def __call__(self, keys: Array, batch: Batch) -> tuple[Array, Array]:
         """Image and label of a batch that has both."""
         return augment(
-            key,
+            keys,
             batch["image"],
             batch["label"],
             augmentation=self.augmentation,
@@ -63,9 +63,9 @@ class Synthesised:
 
     generator: Generator
 
-    def __call__(self, key: Array, batch: Batch) -> tuple[Array, Array]:
+    def __call__(self, keys: Array, batch: Batch) -> tuple[Array, Array]:
         """Image and label of a batch whose label says which of the generator's values there is."""
-        return self.generator(key, batch["label"])
+        return self.generator(keys, batch["label"])
 
 
 def augmented(config: Finetune, contract: Contract, classes: Sequence[LabelClass]) -> Augmented:

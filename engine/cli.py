@@ -3,8 +3,10 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, Union, get_args
 
 import tyro
@@ -14,11 +16,13 @@ from voxtune.engine import config
 from voxtune.engine.recipes import named_recipe
 from voxtune.models.errors import InputError
 
+LOST = 69  # exit status where another process of a run ended
+PREEMPTED = 75  # exit status of a run that was told to end, and saved what it had
 STOPPED = 130  # exit status after Ctrl-C
 _SEVERAL = (
     "--rule",
     "--labels",
-    "--map",
+    "--rename",
     "--class-weights",
     "--classes",
     "--arguments",
@@ -30,21 +34,25 @@ _SEVERAL = (
 
 def entry() -> None:
     """The command `voxtune`: `main`, then the end of the process."""
-    status = main()
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    if status in (2, STOPPED):
+    if status != 0:
         # Threads of XLA and Orbax may still be at work, and would crash or complain while Python
-        # shuts down round them.
+        # shuts down round them; and other processes of the run would be waited for.
         os._exit(status)
-    sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status.
 
     0: done. 1: done, and what was checked does not hold. 2: the input cannot be used, said in one
-    sentence.
+    sentence. 69: another process of the run is gone. 75: the run was told to end and can be gone on
+    with. 130: stopped by Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
@@ -89,12 +97,76 @@ def _check_once(given: Sequence[str]) -> None:
 
 
 def _commands(given: Sequence[str]) -> Any:
-    """The commands, with the defaults of the recipe that a command line names."""
+    """The commands, with the defaults of the recipe, or of the run, that a command line names."""
     places = dict.fromkeys(("model_dir", "subjects", "run_dir"), tyro.MISSING)
     usual = config.Finetune(**places, **named_recipe(given))
-    finetune = Annotated[config.Finetune, tyro.conf.subcommand("finetune", default=usual)]
-    commands = get_args(config.Command)
-    return Union[*(finetune if each is config.Finetune else each for each in commands)]
+    saved = config.Resume(run_dir=tyro.MISSING, **_saved(given))
+    defaults = {
+        config.Finetune: Annotated[
+            config.Finetune, tyro.conf.subcommand("finetune", default=usual)
+        ],
+        config.Resume: Annotated[config.Resume, tyro.conf.subcommand("resume", default=saved)],
+    }
+    return Union[*(defaults.get(each, each) for each in get_args(config.Command))]
+
+
+def _saved(given: Sequence[str]) -> dict[str, Any]:
+    """Options of the run that is to be gone on with; none where the command line names none.
+
+    How its processes found each other is left out: that was another start's, of its first process.
+    """
+    if "resume" not in given[:1]:
+        return {}
+    from voxtune.engine.saved_config import saved_options
+
+    folders = (Path(each) for each in given[1:] if not each.startswith("-"))
+    options = next((found for each in folders if (found := saved_options(each))), {})
+    return {name: value for name, value in options.items() if name != "distributed"}
+
+
+def _trained(
+    command: config.Finetune | config.Resume, train: Callable[[Any, Console], Any], console: Console
+) -> int:
+    """Runs one of the commands that may be one of several processes, and can be gone on with.
+
+    Returns:
+        Its exit status. What went wrong is said by the process that it went wrong in.
+    """
+    from voxtune.engine.loop import PreemptedError
+    from voxtune.engine.processes import LEFT_WITHIN, LostError, is_first, leave, tag
+
+    try:
+        train(command, console)
+    except PreemptedError as error:
+        if is_first():
+            print(
+                f"voxtune: told to end; step {error.step} of {command.run_dir} is saved, "
+                f"'voxtune resume {command.run_dir}' goes on.",
+                file=sys.stderr,
+            )
+        leave()
+        return PREEMPTED
+    except LostError as error:
+        again = _going_on(command.run_dir, " in all processes")
+        print(f"voxtune: {tag()}{error}{again}.", file=sys.stderr)
+        return LOST
+    except InputError as error:
+        print(f"voxtune: {tag()}{error}", file=sys.stderr, flush=True)
+        # Most input is bad for all: each says so itself, before it loses the first that ends.
+        leave(LEFT_WITHIN)
+        return 2
+    except KeyboardInterrupt:
+        print(f"voxtune: {tag()}stopped{_going_on(command.run_dir)}.", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def _going_on(run_dir: Path, where: str = "") -> str:
+    """How, where a run has left something to go on with."""
+    saved = run_dir / "checkpoints"
+    if not saved.is_dir() or not any(each.name.isdigit() for each in saved.iterdir()):
+        return ""
+    return f"; its checkpoints are whole, 'voxtune resume {run_dir}'{where} goes on"
 
 
 def run(command: config.Command, console: Console) -> int:
@@ -127,7 +199,15 @@ def run(command: config.Command, console: Console) -> int:
         case config.Finetune():
             from voxtune.engine.train import finetune
 
-            finetune(command, console)
+            return _trained(command, finetune, console)
+        case config.Resume():
+            from voxtune.engine.train import resume
+
+            return _trained(command, resume, console)
+        case config.Doctor():
+            from voxtune.engine.doctor import doctor
+
+            return 0 if doctor(console) else 1
         case config.Predict():
             from voxtune.engine.predict import predict, scans_of
 

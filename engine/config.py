@@ -204,27 +204,9 @@ class Summary:
     """Replace the PNG file if it is there."""
 
 
-@dataclass(frozen=True)
-class Finetune(Labelling):
-    """Fine-tune a converted network on labelled scans."""
-
-    model_dir: Annotated[Positional[Path], arg(metavar="MODEL_DIR")]
-    """Model directory to start from."""
-    subjects: Annotated[Positional[str], arg(metavar="DATA")]
-    """A store that 'voxtune prepare' made (a folder, or an address such as gs://bucket/store), or a
-    CSV with columns subject, image, label and, if wanted, split (train, validation, test), whose
-    scans are then prepared in memory. Columns image_t1, image_flair, ... in the place of image are
-    channels, in that order."""
-    run_dir: Annotated[Positional[Path], arg(metavar="RUN_DIR")]
-    """Folder to make; its subfolder 'model' is the new model directory."""
-    recipe: RecipeName = "voxtune"
-    """Whose defaults the other options have: voxtune's, or those of Nobrainer's guide to transfer
-    learning. See --recipe NAME --help."""
-    dry_run: bool = False
-    """Show what would happen to each parameter, and what a step would cost; nothing else is
-    written than the picture of --examples."""
-    examples: Annotated[Path | None, arg(metavar="FILE.png")] = None
-    """Of a dry run: PNG file to write, of blocks as the network would see them."""
+@dataclass(frozen=True, kw_only=True)
+class Training(Labelling):
+    """How a network is trained, and on which devices."""
 
     steps: int = 300
     """Training steps."""
@@ -306,7 +288,7 @@ class Finetune(Labelling):
     """Start from the model's weights, or from random ones for comparison."""
     init_from: Annotated[Path | None, arg(metavar="MODEL_DIR")] = None
     """Model directory whose weights are taken where they fit, in the place of the model's own."""
-    map: Annotated[tuple[str, ...], arg(metavar="OLD=NEW...")] = ()
+    rename: Annotated[tuple[str, ...], arg(metavar="OLD=NEW...")] = ()
     """Where the weights of --init-from go: beginnings of their paths and what stands there in
     this network; nothing after = leaves them out."""
 
@@ -342,12 +324,30 @@ class Finetune(Labelling):
     remat: bool = False
     """Compute each level of the network again in the backward pass instead of keeping it: less
     memory for a third more work."""
-    devices: Annotated[int | None, arg(metavar="INT")] = None
-    """How many devices to use; by default all."""
     seed: int = 0
     """Of the new head, the order of blocks and the augmentation."""
-    overwrite: bool = False
-    """Replace a run that is there."""
+
+    mesh: Annotated[str | None, arg(metavar="data=N[,spatial=M]")] = None
+    """Devices: N that the batch is split over, times M that the depth of each block is split over;
+    by default all that there are, on data."""
+    map: Literal["jit", "pmap"] = "jit"
+    """How the step is mapped over devices: one program over all of them, or one for each, with
+    means of gradients and batch moments taken between them."""
+    shard_optimizer: bool = False
+    """Split the optimizer's state over the devices of data instead of keeping it on each
+    (ZeRO-1): less memory, the same steps."""
+    distributed: Annotated[str | None, arg(metavar="auto|slurm|k8s|tpu|HOST:PORT,RANK,SIZE")] = None
+    """This is one of several processes, each with its own devices: how they find each other. See
+    engine/SCALING.md."""
+    deterministic: bool = False
+    """Choose GPU operations that give the same bits in each run; slower. CPUs and TPUs do so
+    anyway."""
+    checkpoints: int = 2
+    """Newest checkpoints that are kept, beside the best."""
+    profile: Annotated[str | None, arg(metavar="FIRST:LAST")] = None
+    """Steps to trace, 10:15 for example, into RUN_DIR/profile, for XProf or Perfetto."""
+    tensorboard: bool = False
+    """Write what metrics.jsonl gets to RUN_DIR/tensorboard too (needs tensorboard)."""
 
     @property
     def warmup_steps(self) -> int:
@@ -360,6 +360,47 @@ class Finetune(Labelling):
         if self.weight_decay is not None:
             return self.weight_decay
         return 0.0 if self.optimizer == "adam" else 1e-2
+
+
+@dataclass(frozen=True)
+class Finetune(Training):
+    """Fine-tune a converted network on labelled scans."""
+
+    model_dir: Annotated[Positional[Path], arg(metavar="MODEL_DIR")]
+    """Model directory to start from."""
+    subjects: Annotated[Positional[str], arg(metavar="DATA")]
+    """A store that 'voxtune prepare' made (a folder, or an address such as gs://bucket/store), or a
+    CSV with columns subject, image, label and, if wanted, split (train, validation, test), whose
+    scans are then prepared in memory. Columns image_t1, image_flair, ... in the place of image are
+    channels, in that order."""
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN_DIR")]
+    """Folder to make; its subfolder 'model' is the new model directory."""
+    recipe: RecipeName = "voxtune"
+    """Whose defaults the other options have: voxtune's, or those of Nobrainer's guide to transfer
+    learning. See --recipe NAME --help."""
+    dry_run: bool = False
+    """Show what would happen to each parameter, and what a step would cost; nothing else is
+    written than the picture of --examples."""
+    examples: Annotated[Path | None, arg(metavar="FILE.png")] = None
+    """Of a dry run: PNG file to write, of blocks as the network would see them."""
+    overwrite: bool = False
+    """Replace a run that is there."""
+
+
+@dataclass(frozen=True)
+class Resume(Training):
+    """Go on with a run that was stopped, from its newest checkpoint, to the same bits. Options have
+    the values of the run; those that say on which devices it runs may be others."""
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN_DIR")]
+    """Folder of the run."""
+    allow_change: bool = False
+    """Go on although what is trained, or how, is not the same any more."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Show devices, versions, memory and measured speed, and what is misconfigured."""
 
 
 @dataclass(frozen=True)
@@ -458,6 +499,8 @@ Command = (
     | Prepare
     | Summary
     | Finetune
+    | Resume
+    | Doctor
     | Predict
     | Evaluate
     | Picture

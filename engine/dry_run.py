@@ -117,7 +117,7 @@ def _size(size: int) -> str:
 def _kept(step: TrainStep, state: TrainState, batch: Mapping[str, Any]) -> int:
     """Bytes of the residuals of the loss: what JAX hands from the forward to the backward pass."""
     trained, frozen = step.rules.separate(state.params)
-    data = jax.eval_shape(step.changes, state.key, dict(batch))
+    data = jax.eval_shape(step.changed, state.key, state.step, dict(batch))
 
     def residuals(trained: Any, frozen: Any, statistics: Any, data: Any, key: Any) -> Any:
         def loss(trained: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import queue
+import signal
 import threading
 from functools import partial
 from multiprocessing import resource_tracker
@@ -9,13 +10,12 @@ from types import TracebackType
 from typing import Self
 
 import grain
-import jax
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
 from voxtune.engine.changes import Batch
-from voxtune.engine.mesh import over_data
+from voxtune.engine.mesh import placed
 from voxtune.engine.workers import begin, cores, interrupts_held
 from voxtune.models.errors import InputError
 
@@ -37,6 +37,7 @@ class Feed:
         workers: processes that read, besides this one; each gets the dataset pickled, so cases
             that are read from a store suit, those in memory are copied.
         threads: that read where there are no workers.
+        mapped: whether batches are for `jax.pmap`, see `voxtune.engine.mesh.placed`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Feed:
         first_step: int = 0,
         workers: int = 0,
         threads: int = THREADS,
+        mapped: bool = False,
     ) -> None:
         each = 1 if workers else threads
         options = grain.ReadOptions(num_threads=each, prefetch_buffer_size=each)
@@ -58,8 +60,7 @@ class Feed:
             _start_tracker()
         self._reader = iter(reader)
         self._workers = workers
-        self._sharding = over_data(mesh)
-        self._step = first_step
+        self._place_on = partial(placed, mesh=mesh, mapped=mapped)
         self._ready: queue.SimpleQueue[tuple[list[str], Batch] | BaseException]
         self._ready = queue.SimpleQueue()
         self._room = threading.Semaphore(AHEAD)
@@ -78,18 +79,9 @@ class Feed:
                     # Out of the memory shared with them, which JAX would hold for as long as it
                     # likes, the end of the program included.
                     batch = {name: np.array(each) for name, each in batch.items()}
-                place = partial(jax.make_array_from_process_local_data, self._sharding)
-                self._ready.put((names, {name: place(each) for name, each in batch.items()}))
+                self._ready.put((names, self._place_on(batch)))
         except BaseException as error:  # the loop is told, whatever it is
             self._ready.put(error)
-
-    def state(self) -> dict[str, int]:
-        """What a feed needs to go on from here: `step` is `first_step` of that feed.
-
-        It is the number of the next batch and not the state of Grain's iterator, which knows how
-        many workers there were: so a run may go on with another number of them, or of processes.
-        """
-        return {"step": self._step}
 
     def __iter__(self) -> Self:
         return self
@@ -110,7 +102,6 @@ class Feed:
                 ) from found
             raise found
         self._room.release()
-        self._step += 1
         return found
 
     def close(self) -> None:
@@ -155,5 +146,10 @@ def _start_tracker() -> None:
 
 
 def _begin(_worker: int, _workers: int) -> None:
-    """What a worker does first, for Grain."""
+    """What a worker does first, for Grain.
+
+    Schedulers send SIGTERM to all processes of a run, whose last step still wants its data.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     begin()

@@ -121,7 +121,7 @@ def drawn_cases(
             found.append(dataclasses.replace(case, label=_smallest(to[index])))
             continue
         key = jax.random.fold_in(jax.random.key(seed), number)
-        image, label = draw(key, index[None])
+        image, label = draw(jax.random.split(key, 1), index[None])
         label = np.minimum(np.asarray(label[0]), len(classes))
         channels = list(np.moveaxis(np.asarray(image[0]), -1, 0))
         found.append(

@@ -1,10 +1,7 @@
 """The training loop: steps, lines, validations, checkpoints, and when to stop."""
 
-import functools
 import math
-import operator
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +10,9 @@ from voxtune.engine.checkpoint import Checkpoints
 from voxtune.engine.config import Finetune
 from voxtune.engine.display import Display
 from voxtune.engine.feed import Feed
-from voxtune.engine.metrics import Counts, scores
-from voxtune.engine.optimizer import learning_rates
+from voxtune.engine.meter import Meter
+from voxtune.engine.profile import Profile
+from voxtune.engine.progress import Best, Progress
 from voxtune.engine.run_dir import Log
 from voxtune.engine.step import Metrics, TrainState
 from voxtune.engine.validation import Validation
@@ -29,43 +27,33 @@ class Job:
 
     Attributes:
         config: of the run.
-        batch: blocks a step.
         classes: names of the classes, background first; empty where an image is learned.
         step: the compiled training step.
         feed: batches without end, on the devices.
         validate: measures a state.
+        meter: measures how fast it goes.
+        profile: traces steps, if any.
+        learning_rates: of each group of parameters at a step, counted from 0.
+        stops: asked after each step, by its number, whether the run has to end now.
     """
 
     config: Finetune
-    batch: int
     classes: tuple[str, ...]
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     feed: Feed
     validate: Callable[[TrainState], Validation]
+    meter: Meter
+    profile: Profile
+    learning_rates: Callable[[int], Mapping[str, float]]
+    stops: Callable[[int], bool]
 
 
-@dataclass
-class Best:
-    """The best validation so far."""
+class PreemptedError(Exception):
+    """The run was told to end, and has left a checkpoint of this step."""
 
-    patience: int | None
-    step: int = 0
-    value: float = -math.inf
-    since: int = 0
-    stale: int = 0
-
-    def add(self, step: int, value: float) -> None:
-        """Takes note of a validation; of two that are as good, the later one is kept."""
-        better = value > self.value
-        self.stale = 0 if better else self.stale + 1
-        self.since = step if better else self.since
-        if value >= self.value:
-            self.step, self.value = step, value
-
-    @property
-    def over(self) -> bool:
-        """Whether there has been no better one for too long."""
-        return self.patience is not None and self.stale >= self.patience
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
 
 
 class NotFiniteError(Exception):
@@ -79,10 +67,10 @@ class NotFiniteError(Exception):
 class Skips:
     """Watches for steps that were skipped, one step late, so that no device waits for the host."""
 
-    def __init__(self, config: Finetune, log: Log, display: Display) -> None:
-        self._config, self._log, self._display = config, log, display
+    def __init__(self, config: Finetune, progress: Progress, log: Log, display: Display) -> None:
+        self._config, self._progress = config, progress
+        self._log, self._display = log, display
         self._last: tuple[int, Any, list[str]] | None = None
-        self.total = 0
 
     def add(self, step: int, metrics: Metrics, names: list[str]) -> None:
         """Takes note of a step, and looks at the one before it.
@@ -105,7 +93,7 @@ class Skips:
         in_a_row = int(skipped)
         if in_a_row == 0:
             return
-        self.total += 1
+        self._progress.skipped += 1
         self._log.write(event="skipped", step=step, subjects=names)
         if in_a_row == 1:
             self._display.line(
@@ -116,80 +104,101 @@ class Skips:
 
 
 def train(
-    job: Job, state: TrainState, checkpoints: Checkpoints, log: Log, display: Display
+    job: Job,
+    state: TrainState,
+    progress: Progress,
+    checkpoints: Checkpoints,
+    log: Log,
+    display: Display,
 ) -> tuple[TrainState, Validation]:
-    """Runs all steps, or as many as early stopping allows.
+    """Runs all steps that are left, or as many as early stopping allows.
 
     Returns:
         The last state, or with `patience` the best one, and its validation.
 
     Raises:
         InputError: the loss was not finite in too many steps in a row.
+        PreemptedError: the run was told to end.
     """
-    config = job.config
-    best, skips = Best(config.patience), Skips(config, log, display)
-    validation = kept = Validation({})
-    counts: list[Counts] = []  # on the devices until a line is due: adding them up would wait
-    since, waited, done, shown = time.perf_counter(), 0.0, 0, ""
-    for step in range(1, config.steps + 1):
-        began = time.perf_counter()
-        names, batch = next(job.feed)
-        waited += time.perf_counter() - began
+    config, best, meter = job.config, progress.best, job.meter
+    skips, shown = Skips(config, progress, log, display), ""
+    while progress.step < config.steps and not _over(config, best):
+        job.profile.begin(progress.step + 1)
+        with meter.waiting():
+            names, batch = next(job.feed)
         state, metrics = job.step(state, batch)
+        job.profile.end(metrics)
         del batch  # or its memory would be held while the next ones are placed
-        last = step == config.steps
+        progress.step = step = progress.step + 1
+        last, stops = step == config.steps, job.stops(step)
+        logs = last or step % config.log_every == 0
+        validates = last or step % config.validate_every == 0
         try:
             skips.add(step, metrics, names)
-            if last or step % config.validate_every == 0:
+            if logs or validates or stops:  # all wait for the step, and tell of it
                 skips.look()
         except NotFiniteError as error:
             # Steps after it were skipped too, or are good: what they left is the last good state.
-            checkpoints.save(step, state, job.feed.state(), math.nan)
+            checkpoints.save(step, state, progress.to_json(), math.nan)
+            checkpoints.wait()  # it is going to be said that it is there
             raise InputError(_given_up(error, step, config)) from error
-        if "counts" in metrics:
-            counts.append(metrics.pop("counts"))
-        done += 1
-        if step % config.log_every == 0 or last:
+        progress.add(metrics.pop("counts", None))
+        meter.step()
+        if logs:
             values = {name: float(value) for name, value in metrics.items() if name != "skipped"}
-            seconds = time.perf_counter() - since
-            values["examples_per_second"] = done * job.batch / seconds
-            values["data_wait"] = waited / seconds
-            since, waited, done = time.perf_counter(), 0.0, 0
-            rates = learning_rates(config, step - 1)
-            dice = {"dice": _dice(counts, job.classes)} if counts else {}
-            log.write(event="train", step=step, **values, **rates, **dice, skipped=skips.total)
-            counts.clear()
+            values |= meter.line()
+            nested = {"learning_rates": job.learning_rates(step - 1), **progress.dice(job.classes)}
+            log.write(event="train", step=step, **values, **nested, skipped=progress.skipped)
             rate = values["examples_per_second"]
             shown = f"loss {values['loss']:.3f}  {rate:.2f} blocks/s"
         display.step(step, shown)
-        if step % config.validate_every == 0 or last:
-            began = time.perf_counter()
-            validation = job.validate(state)
-            value = validation.monitored(config.monitor)
-            checkpoints.save(step, state, job.feed.state(), value)
-            if validation.scores:
-                log.write(event="validation", step=step, **validation.scores)
-                display.line(f"validation at step {step}: {validation.line()}")
-                best.add(step, -math.inf if math.isnan(value) else value)
-                kept = validation if best.step == step else kept
-            since += time.perf_counter() - began  # validation is not training
-            if best.over:
-                display.line(
-                    f"stopped at step {step}: no better validation since step {best.since}"
-                )
-                break
+        if validates:
+            job.profile.close()  # it has a pause of its own
+            with meter.paused():
+                _validate(job, state, progress, checkpoints, log, display)
+        elif stops:
+            checkpoints.save(step, state, progress.to_json(), math.nan)
+        if stops and not last and not _over(config, best):
+            checkpoints.wait()
+            raise PreemptedError(step)
+    if _over(config, best):
+        display.line(
+            f"stopped at step {progress.step}: no better validation since step {best.since}"
+        )
     if config.patience is None or best.step == 0:
-        return state, validation
+        return state, progress.last
     display.line(f"the weights of step {best.step} are kept")
-    if best.step == step:
-        return state, validation
-    return checkpoints.restore(state, best.step)[0], kept
+    if best.step == progress.step:
+        return state, progress.last
+    try:
+        return checkpoints.restore(state, best.step)[0], best.validation
+    except InputError as error:
+        display.line(f"warning: {error} The last step's weights are kept instead")
+        return state, progress.last
 
 
-def _dice(counts: Sequence[Counts], classes: tuple[str, ...]) -> dict[str, float]:
-    """Of all blocks of some steps together."""
-    values = scores(functools.reduce(operator.add, counts))["dice"]
-    return dict(zip(classes[1:], map(float, values), strict=True))
+def _over(config: Finetune, best: Best) -> bool:
+    """Whether there has been no better validation for too long."""
+    return config.patience is not None and best.stale >= config.patience
+
+
+def _validate(
+    job: Job,
+    state: TrainState,
+    progress: Progress,
+    checkpoints: Checkpoints,
+    log: Log,
+    display: Display,
+) -> None:
+    step, config = progress.step, job.config
+    progress.last = validation = job.validate(state)
+    value = validation.monitored(config.monitor)
+    if validation.scores:
+        # Before the checkpoint: a run that goes on from it has its line.
+        log.write(event="validation", step=step, **validation.scores)
+        display.line(f"validation at step {step}: {validation.line()}")
+        progress.best.add(step, -math.inf if math.isnan(value) else value, validation)
+    checkpoints.save(step, state, progress.to_json(), value)
 
 
 def _given_up(error: NotFiniteError, step: int, config: Finetune) -> str:

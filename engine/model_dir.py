@@ -13,7 +13,8 @@ import numpy as np
 from voxtune.engine.checkpoint import load_parameters, save_parameters
 from voxtune.engine.contract import Contract, check_contract
 from voxtune.engine.labels import LARGEST
-from voxtune.engine.output import new_folder
+from voxtune.engine.output import new_folder, unfinished
+from voxtune.engine.processes import is_first
 from voxtune.engine.subjects import UNNAMED
 from voxtune.models.activations import ACTIVATIONS
 from voxtune.models.errors import InputError
@@ -92,6 +93,8 @@ def write_model(
 ) -> None:
     """Writes a model directory, whole or not at all.
 
+    Several processes have to call it together; the first writes, and the others return early.
+
     Args:
         folder: the model directory.
         spec: what goes to model.json.
@@ -102,6 +105,9 @@ def write_model(
     Raises:
         InputError: the folder exists, or cannot be written.
     """
+    if not is_first():
+        save_parameters(unfinished(folder) / "params", parameters)  # which Orbax does with all
+        return
     with new_folder(folder, overwrite) as beside:
         document = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(spec)}
         for name, content in {"model": document, **history}.items():
@@ -121,7 +127,8 @@ def read_model(folder: Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     path = folder / DOCUMENT
     if not path.is_file() and (folder.parent / "metrics.jsonl").is_file():
         raise InputError(
-            f"{folder} is not there yet: its run has not finished; run it again with --overwrite."
+            f"{folder} is not there yet: its run has not finished; go on with 'voxtune resume "
+            f"{folder.parent}'."
         )
     if not path.is_file():
         raise InputError(

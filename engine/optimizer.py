@@ -179,9 +179,3 @@ def _descend(peak: float, share: Schedule) -> optax.GradientTransformationExtraA
         return jax.tree.map(lambda each: -rate * each, updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-
-
-def learning_rates(config: Finetune, step: int) -> dict[str, float]:
-    """The learning rates of trunk and head at a step, for the log."""
-    share = float(schedule(config)(step))
-    return {"lr_trunk": config.trunk_lr * share, "lr_head": config.head_lr * share}

@@ -94,6 +94,11 @@ def make_folder(folder: Path) -> None:
     (folder / MARKER).touch()
 
 
+def unfinished(folder: Path) -> Path:
+    """The folder that `new_folder` fills."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
 @contextmanager
 def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to fill, beside `folder`, which it becomes if all goes well and else is gone.
@@ -102,7 +107,7 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         InputError: as `check_free`, or the disk does not take it.
     """
     check_free(folder, overwrite)
-    beside = folder.with_name(f".{folder.name}.partial")
+    beside = unfinished(folder)
     try:
         shutil.rmtree(beside, ignore_errors=True)
         make_folder(beside)
@@ -112,3 +117,22 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Writes a text file anew, whole or not at all.
+
+    Raises:
+        InputError: the disk does not take it.
+    """
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        with beside.open("w") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())  # or after a power cut it may be there without its content
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        beside.unlink(missing_ok=True)

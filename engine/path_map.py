@@ -7,7 +7,7 @@ from pathlib import Path
 from voxtune.engine.rules import nearest, shortened
 from voxtune.models.errors import InputError
 
-LEFT_OUT = "left out by --map"
+LEFT_OUT = "left out by --rename"
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class PathMap:
             old, equals, new = (each.strip().strip("/") for each in text.partition("="))
             if not old or not equals:
                 raise InputError(
-                    "--map takes OLD=NEW, such as encoder1=encoder2, or OLD= to leave it out; "
+                    "--rename takes OLD=NEW, such as encoder1=encoder2, or OLD= to leave it out; "
                     f"'{text}' is not that."
                 )
             if old in entries:
-                raise InputError(f"--map says twice where {old} goes; leave one out.")
+                raise InputError(f"--rename says twice where {old} goes; leave one out.")
             entries[old] = new
         return PathMap(entries)
 
@@ -84,19 +84,19 @@ class PathMap:
                 left[path] = f"its place is taken by {placed[target]}"
             else:
                 raise InputError(
-                    f"Both {placed[target]} and {path} of {folder} would go to {target} by --map; "
-                    "change one of the two entries."
+                    f"Both {placed[target]} and {path} of {folder} would go to {target} by "
+                    "--rename; change one of the two entries."
                 )
         for old, new in self.entries.items():
             mine = [path for path in paths if self.entry(path) == old]
             if not mine:
                 raise InputError(
-                    f"--map {old}={new}: {folder} has no {old}; the nearest are "
+                    f"--rename {old}={new}: {folder} has no {old}; the nearest are "
                     f"{shortened(nearest(old, prefixes(paths)))}."
                 )
             if new and not set(mine).intersection(placed.values()):
                 raise InputError(
-                    f"--map {old}={new}: the network has no {self.moved(mine[0])}; the nearest "
+                    f"--rename {old}={new}: the network has no {self.moved(mine[0])}; the nearest "
                     f"are {shortened(nearest(new, prefixes(wanted)))}."
                 )
         return placed, left

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from voxtune.engine.conform import image_to_scan_grid, to_scan_grid
 from voxtune.engine.evaluate import write_class_names
-from voxtune.engine.mesh import data_mesh, memory_errors, on_all, over_data
+from voxtune.engine.mesh import DATA, make_mesh, memory_errors, on_all, over_depth
 from voxtune.engine.model_dir import (
     ModelSpec,
     check_predictable,
@@ -38,13 +38,16 @@ def block_weight(block: Sequence[int]) -> np.ndarray:
 
 
 class Predictor:
-    """Predicts whole volumes, a block for each device at a time.
+    """Predicts whole volumes, as many blocks at a time as the devices hold.
+
+    That is one for each device, or where the mesh splits depth one for each row of it.
 
     Args:
         apply: the network.
-        block: shape of the blocks, voxels.
+        block: shape of the blocks, voxels; its depth splits over the devices of `spatial`, see
+            `voxtune.models.sharding`.
         overlap: least share of a block that its neighbour covers too.
-        mesh: the devices.
+        mesh: the devices, all of this process.
         values: whether the network's outputs are given as they are, not as probabilities.
     """
 
@@ -58,13 +61,14 @@ class Predictor:
     ) -> None:
         self._block, self._overlap, self._mesh = block, overlap, mesh
         self._weight = block_weight(block)[..., None]
-        self._step = jax.jit(make_predict_step(apply, values), out_shardings=over_data(mesh))
+        self._split = over_depth(mesh)
+        self._step = jax.jit(make_predict_step(apply, values), out_shardings=self._split)
 
     def __call__(self, params: Any, statistics: Any, image: np.ndarray) -> np.ndarray:
         """Probabilities, or values, float32 `[D, H, W, K]` of an image `[D, H, W, C]`."""
         padded, inside = pad_to_block(image, self._block)
         corners = tiles(padded.shape[:3], self._block, self._overlap)
-        together = self._mesh.size
+        together = self._mesh.shape[DATA]
         total: np.ndarray | None = None
         weights = np.zeros((*padded.shape[:3], 1), np.float32)
         for first in range(0, len(corners), together):
@@ -72,8 +76,9 @@ class Predictor:
             places = [self._place(corner) for corner in now]
             blocks = [padded[place] for place in places]
             blocks += [np.zeros_like(blocks[0])] * (together - len(blocks))
-            given = jax.device_put(np.stack(blocks), over_data(self._mesh))
-            results = np.asarray(self._step(params, statistics, given))
+            given = jax.device_put(np.stack(blocks), self._split)
+            with jax.set_mesh(self._mesh):  # by which convolutions know whether depth is split
+                results = np.asarray(self._step(params, statistics, given))
             if total is None:
                 total = np.zeros((*padded.shape[:3], results.shape[-1]), np.float32)
             for place, result in zip(places, results, strict=False):
@@ -145,6 +150,7 @@ def predict(
         raise InputError("There is no scan to predict; give at least one.")
     if not 0 <= overlap < 1:
         raise InputError(f"--overlap {overlap} is not a share of a block; give 0 to 0.9.")
+    mesh = make_mesh()
     spec, parameters = read_model(model_dir)
     check_predictable(spec, model_dir)
     outputs = outputs_of(scans, folder)
@@ -155,7 +161,6 @@ def predict(
     ]
     for images in chosen:
         network_image(load_channels(images, nonfinite), spec.contract)
-    mesh = data_mesh()
     apply, params, statistics = split(spec.network(parameters))
     params, statistics = jax.device_put((params, statistics), on_all(mesh))
     predictor = Predictor(apply, spec.contract.block, overlap, mesh, values=not spec.classes)

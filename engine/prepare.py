@@ -19,6 +19,7 @@ from rich.table import Table
 from voxtune.engine.case import Case
 from voxtune.engine.config import Prepare
 from voxtune.engine.contract import Contract, check_contract
+from voxtune.engine.lock import Part
 from voxtune.engine.output import check_apart, check_free
 from voxtune.engine.preparation import (
     Preparation,
@@ -28,7 +29,7 @@ from voxtune.engine.preparation import (
     sources_of,
 )
 from voxtune.engine.store import Head, finish_store
-from voxtune.engine.store_folder import Part, check_store, room, shown, what_stays
+from voxtune.engine.store_folder import check_store, room, shown, what_stays
 from voxtune.engine.stored_case import CASES, finished_cases, is_finished, read_record, write_case
 from voxtune.engine.subjects import Problem, Subject, find_subjects
 from voxtune.engine.workers import cores, processes, run_each

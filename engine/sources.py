@@ -134,7 +134,7 @@ class Source:
             wanted: the shape that it has there.
         """
         own, old = self.own[path], self.tensors[path].shape
-        leave_out = f"leave it out with --map {own}=, or all of a level by its beginning"
+        leave_out = f"leave it out with --rename {own}=, or all of a level by its beginning"
         if old == wanted:
             return (
                 f"{self.folder}: {own} reads the image together with other values, so that its "

@@ -149,11 +149,11 @@ def make_start(
 
 
 def _other(target: Target, config: Finetune) -> Source | None:
-    """The model directory of `--init-from`, its paths as `--map` has them."""
-    paths, folder = PathMap.parse(config.map), config.init_from
+    """The model directory of `--init-from`, its paths as `--rename` has them."""
+    paths, folder = PathMap.parse(config.rename), config.init_from
     if folder is None:
-        if config.map:
-            raise InputError("--map says where the weights of --init-from go; pass that too.")
+        if config.rename:
+            raise InputError("--rename says where the weights of --init-from go; pass that too.")
         return None
     if config.init == "random":
         raise InputError("--init random takes no weights; leave --init-from out.")
@@ -304,7 +304,7 @@ def _gives_nothing(other: Source, target: Target, reason: str) -> str:
     advice = "leave less of it out"
     if homeless:
         near = shortened(nearest(first, target.shapes))
-        advice = f"the nearest are {near}; say with --map OLD=NEW where its weights go"
+        advice = f"the nearest are {near}; say with --rename OLD=NEW where its weights go"
     return (
         f"{other.folder} gives this network nothing. Of its {first}, for one: {whys[first]}; "
         f"{advice}."

@@ -78,11 +78,13 @@ class Apply:
         image: Array,
         dropout: Array | None = None,
         step: Array | None = None,
+        axis: str | None = None,
     ) -> tuple[Any, Any]:
         """Logits `[B, D, H, W, C]` and new statistics; in training mode where a key is given.
 
         A network of deep supervision gives a tuple of logits in training mode. `step` is the
-        number of the step, for norms that thaw at one.
+        number of the step, for norms that thaw at one, and `axis` the name of the mapped axis that
+        the batch is split over, if any.
         """
         states = nnx.State(params), nnx.State(statistics)
         network: Network = nnx.merge(self.graph, *states, copy=True)
@@ -90,7 +92,7 @@ class Apply:
         if dropout is None:
             return network(image), statistics
         rngs = nnx.Rngs(dropout=dropout)
-        logits = network(image, train=True, rngs=rngs, remat=self.remat, step=step)
+        logits = network(image, train=True, rngs=rngs, remat=self.remat, step=step, axis=axis)
         return logits, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
 
     def divergence(self, params: Any, statistics: Any) -> Array | None:
@@ -122,8 +124,18 @@ class TrainStep:
     """The training step: `(state, batch)` → `(state, metrics)`, to be jitted with state donated.
 
     A batch is `image` float32 `[B, D, H, W, C]` and `label` `[B, D, H, W]`, or what `changes`
-    makes that of. A step whose loss,
-    gradient or update is not finite changes nothing but `step` and `skipped`.
+    makes that of. A step whose loss, gradient or update is not finite changes nothing but `step`
+    and `skipped`.
+
+    Metrics are the loss and its parts, `counts` of voxels, `gradient_norm` (before clipping, of
+    what is not frozen now), `update_norm` (of what is added to the parameters, 0 where the step is
+    skipped) and `skipped`, all of the whole batch.
+
+    With `axis` it is the step of one device of several: it is given its part of the batch and the
+    whole state, and to be mapped by `jax.pmap`. Blocks are changed as they are without, example by
+    example, and so come gradients, metrics and moments of batch normalisation, as means (counts as
+    sums) over the axis; but what is dropped, and random weights, are drawn by each device from a
+    stream of its own.
 
     Attributes:
         apply: the network.
@@ -141,6 +153,7 @@ class TrainStep:
         average: share of the average of the weights that stays in each step, 0 for none. At step
             t it is at most (1 + t) / (10 + t), or the first weights would linger. Statistics of
             batch normalisation are not averaged twice: they are running means already.
+        axis: name of the mapped axis that the batch is split over; None where the batch is whole.
     """
 
     apply: Apply
@@ -151,6 +164,7 @@ class TrainStep:
     voxels: int
     accumulate: int
     average: float
+    axis: str | None = None
 
     def first_state(self, params: Any, statistics: Any, seed: int) -> TrainState:
         """The state before the first step."""
@@ -164,19 +178,23 @@ class TrainStep:
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One step."""
-        to_change, to_drop = step_keys(state.key, state.step)
-        image, label = self.changes(to_change, batch)
+        image, label = self.changed(state.key, state.step, batch)
+        _, to_drop = step_keys(state.key, state.step)
+        if self.axis is not None:
+            to_drop = jax.random.fold_in(to_drop, lax.axis_index(self.axis))
         trained, frozen = self.rules.separate(state.params)
         gradients, statistics, metrics = self._gradients(
             trained, frozen, state.statistics, (image, label), to_drop, state.step
         )
+        gradients, metrics = self._over_devices(gradients, metrics)
         norm = optax.tree.norm(self.rules.awake(gradients, state.step))
         updates, optimizer = self.optimizer.update(
             gradients, state.optimizer, trained, step=state.step
         )
         moved = optax.apply_updates(trained, updates)
         average = self._averaged(state, moved)
-        finite = jnp.isfinite(metrics["loss"] + norm + optax.tree.norm(updates))
+        update_norm = optax.tree.norm(updates)
+        finite = jnp.isfinite(metrics["loss"] + norm + update_norm)
         new = moved, statistics, optimizer, average
         old = trained, state.statistics, state.optimizer, state.average
         moved, statistics, optimizer, average = jax.tree.map(
@@ -187,7 +205,35 @@ class TrainStep:
         after = TrainState(
             state.step + 1, params, statistics, optimizer, state.key, average, skipped
         )
-        return after, {**metrics, "gradient_norm": norm, "skipped": skipped}
+        norms = {"gradient_norm": norm, "update_norm": jnp.where(finite, update_norm, 0)}
+        return after, {**metrics, **norms, "skipped": skipped}
+
+    def changed(self, key: Array, step: Array | int, batch: Batch) -> tuple[Array, Array]:
+        """Image and label as the network sees them.
+
+        Args:
+            key: the run's.
+            step: the number of the step, from 0.
+            batch: see `voxtune.engine.changes`.
+        """
+        to_change, _ = step_keys(key, step)
+        here = batch["label"].shape[0]
+        if self.axis is None:
+            return self.changes(jax.random.split(to_change, here), batch)
+        # Those of this device's examples, out of as many as the whole batch has.
+        keys = jax.random.split(to_change, here * lax.axis_size(self.axis))
+        first = here * lax.axis_index(self.axis)
+        return self.changes(lax.dynamic_slice_in_dim(keys, first, here), batch)
+
+    def _over_devices(self, gradients: Any, metrics: Metrics) -> tuple[Any, Metrics]:
+        """Of the whole batch, where it is split over a mapped axis."""
+        if self.axis is None:
+            return gradients, metrics
+        means = {name: each for name, each in metrics.items() if name != "counts"}
+        gradients, means = lax.pmean((gradients, means), self.axis)
+        if "counts" in metrics:
+            means["counts"] = lax.psum(metrics["counts"], self.axis)
+        return gradients, means
 
     def _gradients(
         self,
@@ -239,7 +285,7 @@ class TrainStep:
     ) -> tuple[Array, tuple[Any, Metrics]]:
         """The loss of a batch; beside it new statistics and metrics."""
         params = joined(trained, frozen)
-        logits, moved = self.apply(params, statistics, image, key, step)
+        logits, moved = self.apply(params, statistics, image, key, step, self.axis)
         parts = self.loss(logits, label)
         divergence = self.apply.divergence(params, statistics)
         if divergence is not None:

@@ -5,21 +5,18 @@ No JAX here.
 
 import os
 import shutil
-import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from voxtune.engine.lock import WHOLE, Part, locked
 from voxtune.engine.output import MARKER, make_folder, remove_folder, remove_leftover
 from voxtune.engine.store import DOCUMENT, TABLE, Head, read_head, start_store
 from voxtune.engine.stored_case import CASES, finished_cases, remove_partial_cases
 from voxtune.models.errors import InputError
 
-Part = tuple[int, int]  # (1, 4) is the first of four shards
-
-WHOLE: Part = (1, 1)
 _SHOWN = 5
 _TRIES, _PAUSE_S = 20, 0.1
 
@@ -100,7 +97,7 @@ def room(path: Path, head: Head, part: Part, overwrite: bool, new: bool) -> Iter
             yield
         finally:
             # The last of several runs finds none at work: each gives its own part up first.
-            if _lock(marker, WHOLE, part == WHOLE):
+            if locked(marker, WHOLE, part == WHOLE):
                 remove_partial_cases(path)
                 for each in _temporaries(path):
                     with suppress(OSError):
@@ -131,39 +128,13 @@ def _temporaries(path: Path) -> list[Path]:
 
 def _claim(marker: BinaryIO, part: Part, path: Path) -> None:
     tries = 1 if part == WHOLE else _TRIES  # a shard that ends has all of it for a moment
-    locked = _lock(marker, part, True)
-    while not locked and (tries := tries - 1):
+    ours = locked(marker, part, True)
+    while not ours and (tries := tries - 1):
         time.sleep(_PAUSE_S)
-        locked = _lock(marker, part, True)
+        ours = locked(marker, part, True)
     # The marker may have gone with its folder meanwhile: then its lock keeps nobody away.
-    if not locked or os.fstat(marker.fileno()).st_nlink == 0:
+    if not ours or os.fstat(marker.fileno()).st_nlink == 0:
         raise InputError(
             f"{path} is being written by another run of 'voxtune prepare'; wait until that has "
             "ended."
         )
-
-
-def _lock(marker: BinaryIO, part: Part, unknown: bool) -> bool:
-    """Locks a part of a store, instead of what the process had locked of it, until it ends.
-
-    Args:
-        marker: open for writing, which no other code of this process may open: that unlocks it.
-        part: one byte of the file for each shard, or all of them.
-        unknown: what to return where the disk has no locks.
-
-    Returns:
-        Whether no other process has it.
-    """
-    if sys.platform == "win32":
-        return unknown
-    import fcntl
-
-    first, step = part
-    try:
-        fcntl.lockf(marker, fcntl.LOCK_UN)
-        fcntl.lockf(marker, fcntl.LOCK_EX | fcntl.LOCK_NB, 0 if step == 1 else 1, first - 1)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return unknown
-    return True

@@ -211,20 +211,20 @@ class Generator:
             channels=len(contract.channels or ("image",)),
         )
 
-    def __call__(self, key: Array, label: Array) -> tuple[Array, Array]:
+    def __call__(self, keys: Array, label: Array) -> tuple[Array, Array]:
         """Deforms label maps and paints them.
 
         Blocks are deformed by themselves, mirrored beyond their borders.
 
         Args:
-            key: a JAX key; it is split over the examples, so one does not depend on the others.
+            keys: a JAX key for each block, `[B]`.
             label: indices into `values`, uint8 or uint16 `[B, D, H, W]`.
 
         Returns:
             image: float32 `[B, D, H, W, C]`, scaled as the contract says.
             label: class indices, uint8 `[B, D, H, W]`.
         """
-        return jax.vmap(self._example)(jax.random.split(key, label.shape[0]), label)
+        return jax.vmap(self._example)(keys, label)
 
     def draw(self, key: Array) -> tuple[Geometry, Appearance]:
         """Draws what one example is to be, within the ranges."""

@@ -20,6 +20,7 @@ from voxtune.engine.surgery import with_input
 from voxtune.models.errors import InputError
 from voxtune.models.families import Network, abstract
 from voxtune.models.graph import Graph, head_activation, with_linear_head
+from voxtune.models.sharding import check_depth_split, splitting_depth
 
 
 def label_counts(cases: Sequence[Case], ignored: int | None = None) -> Counter[int]:
@@ -203,16 +204,26 @@ def prevalence_of(counts: Mapping[int, int], classes: Sequence[LabelClass]) -> n
     return voxels / max(1, voxels.sum())
 
 
-def full_block(network: Network, cases: Sequence[Case]) -> Block:
-    """The least block for a network that holds every case."""
+def full_block(network: Network, cases: Sequence[Case], shards: int = 1) -> Block:
+    """The least block for a network that holds every case.
+
+    Args:
+        network: what is run.
+        cases: that it has to hold.
+        shards: devices that the depth of a block has to split over.
+    """
     multiple = network.min_multiple
     largest = np.max([case.shape for case in cases], axis=0)
     depth, height, width = (-(-largest // multiple) * multiple).tolist()
-    return depth, height, width
+    return splitting_depth(network, depth, shards), height, width
 
 
 def contract_of(
-    spec: ModelSpec, config: Finetune, channels: Sequence[str], cases: Sequence[Case]
+    spec: ModelSpec,
+    config: Finetune,
+    channels: Sequence[str],
+    cases: Sequence[Case],
+    shards: int = 1,
 ) -> Contract:
     """The model's contract, with the block that was asked for and the channels that there are.
 
@@ -221,14 +232,18 @@ def contract_of(
         config: of the run.
         channels: what `training_channels` gives.
         cases: to train on; a block that is to be 'full' is as large as the largest.
+        shards: devices that the depth of a block is split over.
 
     Raises:
-        InputError: the block does not suit the network, or the grid that scans are conformed to.
+        InputError: the block does not suit the network, the devices, or the grid that scans are
+            conformed to.
     """
     block = config.block or spec.contract.block
+    network = abstract(spec.family, spec.arguments)
     if block == "full":
-        block = full_block(abstract(spec.family, spec.arguments), cases)
+        block = full_block(network, cases, shards)
     check_block(spec.family, spec.arguments, block)
+    check_depth_split(network, block[0], shards)
     names = None if tuple(channels) == UNNAMED else tuple(channels)
     contract = dataclasses.replace(spec.contract, block=block, channels=names)
     check_contract(contract)  # the grid may be smaller than the block

@@ -1,16 +1,20 @@
 """How well a network does on scans that it is not trained on, while it is trained."""
 
+import functools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from voxtune.engine.case import Case, class_indices
 from voxtune.engine.metrics import Mean, count, scores
 from voxtune.engine.model_dir import ModelSpec
 from voxtune.engine.predict import Predictor, contested
+from voxtune.engine.processes import gathered
 
 ERROR = "mean_absolute_error"  # of networks that give an image
 
@@ -52,37 +56,41 @@ def validate(
 
     Measured on the conformed grid. A case in which a metric of a class is undefined (Dice: neither
     label nor prediction has it) is left out of its mean. For a network that gives an image: the
-    mean absolute error, in units of the scaled target.
+    mean absolute error, in units of the scaled target. Of several processes each predicts its share
+    of the cases, and all get the same.
 
     Args:
-        predictor: what predicts whole volumes.
+        predictor: what predicts whole volumes, on this process's devices.
         params: of the network.
         statistics: of the network.
-        cases: with images; each is read whole.
+        cases: with images, all of them in each process; each is read whole.
         spec: the network's.
         table: label value → class index, see `voxtune.engine.dataset.class_table`; None for a
             network that gives an image.
     """
     if not cases:
         return Validation({})
-    errors: list[float] = []
-    found: dict[str, Mean] = {}
-    for case in cases:
+    classes = len(spec.classes)
+    # With nothing in it: a process may have no case.
+    none = np.zeros(0, np.uint8)
+    names = [ERROR] if table is None else list(scores(count(none, none, classes)))
+    mean = Mean.of(np.full((len(names), max(1, classes - 1)), math.nan))
+    for case in cases[jax.process_index() :: jax.process_count()]:
         assert case.image is not None
         predicted = predictor(params, statistics, case.image[:, :, :])
         truth = case.label[:, :, :]
         if table is None:
-            errors.append(float(np.nanmean(np.abs(predicted[..., 0] - truth[..., 0]))))
+            mean += Mean.of([[np.nanmean(np.abs(predicted[..., 0] - truth[..., 0]))]])
             continue
-        classes = contested(predicted, spec).argmax(axis=-1)
-        for name, values in scores(
-            count(classes, class_indices(case, truth, table), len(spec.classes))
-        ).items():
-            mean = Mean.of(values)
-            found[name] = found[name] + mean if name in found else mean
+        found = contested(predicted, spec).argmax(axis=-1)
+        values = scores(count(found, class_indices(case, truth, table), classes))
+        mean += Mean.of([values[name] for name in names])
+    parts = zip(gathered(mean.total), gathered(mean.number), strict=True)
+    means = functools.reduce(operator.add, (Mean(*each) for each in parts)).value()
     if table is None:
-        return Validation({ERROR: {"mean": float(np.mean(errors))}})
-    return Validation({name: _by_class(mean.value(), spec) for name, mean in found.items()})
+        return Validation({ERROR: {"mean": float(means[0, 0])}})
+    rows = zip(names, means, strict=True)
+    return Validation({name: _by_class(values, spec) for name, values in rows})
 
 
 def _by_class(values: np.ndarray, spec: ModelSpec) -> dict[str, float]:

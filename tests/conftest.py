@@ -13,6 +13,8 @@ import pytest
 # Before anything imports jax or keras, which read these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("KERAS_BACKEND", "jax")
+# Tests neither take compiled programs from the user's cache nor leave any there.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 # Compiling is most of the time of these tests, so the compiler is told to try less hard.
 os.environ.setdefault(
     "XLA_FLAGS",

@@ -53,7 +53,7 @@ def run_outside(code: str, path: Path, folder: Path) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, cwd=folder)
 
 
-def test_the_wheel_holds_every_module_and_the_demo(wheel: Path) -> None:
+def test_the_wheel_holds_every_module_the_demo_and_what_starts_clusters(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for package in PACKAGES:
         for module in (ROOT / package).rglob("*.py"):
@@ -61,6 +61,9 @@ def test_the_wheel_holds_every_module_and_the_demo(wheel: Path) -> None:
         assert f"voxtune/{package}/py.typed" in names
     assert "voxtune/engine/demo/brain_unet.h5" in names
     assert "voxtune/engine/demo/brain_unet.golden.npz" in names
+    assert "voxtune/engine/SCALING.md" in names
+    for file in (ROOT / "engine" / "launch").iterdir():
+        assert f"voxtune/{file.relative_to(ROOT)}" in names
     assert not any("tests" in name for name in names)
 
 

@@ -157,7 +157,7 @@ def finetune() -> Callable[..., list[str]]:
     """The command of a run as short as can be, should it not be refused."""
 
     def command(model_dir: Path, table: Path, *options: str) -> list[str]:
-        short = ["--steps", "1", "--warmup", "0", "--devices", "1", "--batch", "1"]
+        short = ["--steps", "1", "--warmup", "0", "--mesh", "data=1", "--batch", "1"]
         given = [str(each) for each in (model_dir, table, table.parent / "run")]
         return ["finetune", *given, *short, *options]
 

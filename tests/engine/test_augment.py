@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from voxtune.engine.augment import NEVER, PROFILES, Augmentation, Change, augment, draw
 from voxtune.engine.losses import IGNORE
-from voxtune.engine.mesh import data_mesh, over_data
+from voxtune.engine.mesh import make_mesh, over_data
 from voxtune.engine.separable import blur, lower_resolution, smooth_field
 from voxtune.engine.warp import affine
 
@@ -48,7 +48,7 @@ ALWAYS = {
 def run(augmentation: Augmentation, image=IMAGE, label=LABEL, **options: Any):
     """Image and label, changed."""
     change = partial(augment, augmentation=augmentation, **options)
-    found = jax.jit(change)(KEY, image, label)
+    found = jax.jit(change)(KEYS, image, label)
     assert [(each.shape, each.dtype) for each in found] == [
         (each.shape, each.dtype) for each in (image, label)
     ]
@@ -281,7 +281,7 @@ def test_a_flip_swaps_the_classes_of_the_two_sides():
 def test_swapping_needs_an_axis_and_classes():
     for label, axis in ((LABEL, None), (IMAGE[..., 0], 0)):
         with pytest.raises(ValueError, match="left-right"):
-            augment(KEY, IMAGE, label, Augmentation(flip=0.5), left_right=axis, swap=((1, 2),))
+            augment(KEYS, IMAGE, label, Augmentation(flip=0.5), left_right=axis, swap=((1, 2),))
 
 
 def test_a_target_is_moved_but_keeps_its_intensities():
@@ -310,17 +310,19 @@ def test_a_label_never_gains_a_value(strong):
     values = np.array([0, 7, 200], np.uint8)
     for seed in range(10):
         label = values[RNG.integers(3, size=LABEL.shape)]
-        image, found = strong(jax.random.key(seed), IMAGE, label)
+        keys = jax.random.split(jax.random.key(seed), BLOCKS)
+        image, found = strong(keys, IMAGE, label)
         assert np.isfinite(image).all()
         assert set(np.unique(found)) <= set(values)
 
 
 def test_a_block_of_one_value_stays_finite(strong):
-    assert np.isfinite(strong(KEY, np.full_like(IMAGE, 3.0), LABEL)[0]).all()
+    assert np.isfinite(strong(KEYS, np.full_like(IMAGE, 3.0), LABEL)[0]).all()
 
 
 def test_the_key_alone_decides(strong):
-    first, again, other = (strong(jax.random.key(seed), IMAGE, LABEL)[0] for seed in (0, 0, 1))
+    others = jax.random.split(jax.random.key(1), BLOCKS)
+    first, again, other = (strong(keys, IMAGE, LABEL)[0] for keys in (KEYS, KEYS, others))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
 
@@ -329,18 +331,18 @@ def test_a_block_is_changed_by_itself(strong):
     """By the key and its place in the batch, whatever the others are."""
     changed = IMAGE.copy()
     changed[0] = RNG.normal(size=IMAGE[0].shape)
-    for before, after in zip(strong(KEY, IMAGE, LABEL), strong(KEY, changed, LABEL), strict=True):
+    for before, after in zip(strong(KEYS, IMAGE, LABEL), strong(KEYS, changed, LABEL), strict=True):
         np.testing.assert_array_equal(before[1:], after[1:])
     same = np.stack([IMAGE[0]] * BLOCKS)
-    assert len({each.tobytes() for each in np.asarray(strong(KEY, same, LABEL)[0])}) == BLOCKS
+    assert len({each.tobytes() for each in np.asarray(strong(KEYS, same, LABEL)[0])}) == BLOCKS
 
 
 def test_blocks_that_are_split_over_devices_become_the_same(strong):
-    sharding = over_data(data_mesh(4))
+    sharding = over_data(make_mesh("data=4"))
     image, label = jax.device_put((IMAGE, LABEL), sharding)
-    compiled = strong.lower(KEY, image, label).compile()
+    compiled = strong.lower(KEYS, image, label).compile()
     assert "all-gather" not in compiled.as_text()
     assert "all-to-all" not in compiled.as_text()
-    for one, split in zip(strong(KEY, IMAGE, LABEL), compiled(KEY, image, label), strict=True):
+    for one, split in zip(strong(KEYS, IMAGE, LABEL), compiled(KEYS, image, label), strict=True):
         assert len(split.sharding.device_set) == 4
         np.testing.assert_allclose(split, one, rtol=1e-4, atol=1e-4)

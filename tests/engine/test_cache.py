@@ -12,7 +12,7 @@ import pytest
 from voxtune.engine.cache import DeviceCache, cut
 from voxtune.engine.case import IGNORE, Case, Quantised, contents_of
 from voxtune.engine.dataset import Plan, batches, class_table
-from voxtune.engine.mesh import data_mesh, over_data
+from voxtune.engine.mesh import make_mesh, over_data
 from voxtune.engine.model_dir import LabelClass
 from voxtune.models.errors import InputError
 
@@ -44,7 +44,7 @@ SHAPES = [(9, 8, 7), (6, 4, 5), (4, 9, 3), (3, 3, 3)]  # two of them smaller tha
 def test_blocks_are_the_hosts_rounded_to_bfloat16(target: bool, channels: int):
     cases = [case(shape, target, channels) for shape in SHAPES]
     table, unknown = (None, np.nan) if target else (TABLE, IGNORE)
-    mesh = data_mesh(2)
+    mesh = make_mesh("data=2")
     cache = DeviceCache(cases, BLOCK, table, unknown)
     volumes = cache.load(mesh)
     assert {name: (each.shape, each.dtype) for name, each in volumes.items()} == {
@@ -67,7 +67,7 @@ def test_blocks_are_the_hosts_rounded_to_bfloat16(target: bool, channels: int):
 
 
 def test_devices_cut_their_blocks_by_themselves():
-    mesh = data_mesh(4)
+    mesh = make_mesh("data=4")
     cache = DeviceCache([case(shape) for shape in SHAPES], BLOCK, TABLE, IGNORE)
     volumes = cache.load(mesh)
     assert all(each.sharding.is_fully_replicated for each in volumes.values())

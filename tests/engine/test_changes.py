@@ -51,7 +51,7 @@ def test_a_flip_exchanges_the_sides() -> None:
     flips = set()
     for seed in range(8):
         batch = {"image": jnp.asarray(image[..., None]), "label": jnp.asarray(label)}
-        changed, moved = step(jax.random.key(seed), batch)
+        changed, moved = step(jax.random.split(jax.random.key(seed), 1), batch)
         np.testing.assert_array_equal(moved, label)
         flips.add(bool(changed[0, :, :, -1].mean() < changed[0, :, :, 0].mean()))
     assert flips == {True, False}
@@ -59,7 +59,7 @@ def test_a_flip_exchanges_the_sides() -> None:
 
 def test_nothing_is_changed_by_default() -> None:
     batch = {"image": jnp.ones((1, 2, 2, 2, 1)), "label": jnp.ones((1, 2, 2, 2), jnp.uint8)}
-    image, label = UNCHANGED(jax.random.key(0), batch)
+    image, label = UNCHANGED(jax.random.split(jax.random.key(0), 1), batch)
     np.testing.assert_array_equal(image, batch["image"])
     np.testing.assert_array_equal(label, batch["label"])
 
@@ -108,5 +108,5 @@ def test_images_are_drawn_at_the_contracts_voxel_size() -> None:
     assert found.generator.swap == ((1, 2),)
     assert found.generator.flip_axis == 2
     batch = {"label": jax.ShapeDtypeStruct((2, 8, 8, 8), jnp.uint8)}
-    image, classes = jax.eval_shape(found, jax.random.key(0), batch)
+    image, classes = jax.eval_shape(found, jax.random.split(jax.random.key(0), 2), batch)
     assert (image.shape, classes.shape) == ((2, 8, 8, 8, 1), (2, 8, 8, 8))

@@ -16,6 +16,9 @@ import pytest
 from scipy import ndimage
 
 from voxtune.engine.cli import main
+from voxtune.engine.loop import PreemptedError
+from voxtune.engine.processes import LostError
+from voxtune.models.errors import InputError
 
 RNG = np.random.default_rng(0)
 SHAPE = (8, 8, 8)
@@ -71,6 +74,58 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]):
 def test_version(capsys: pytest.CaptureFixture[str]):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == version("voxtune")
+
+
+# How a run ends
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (PreemptedError(7), 75, "told to end; step 7 of"),
+        (LostError("another process of the run ended (x)"), 69, "another process of the run ended"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (InputError("Nonsense."), 2, "Nonsense."),
+    ],
+)
+def test_each_end_has_its_status_and_sentence(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: int,
+    words: str,
+    saved: bool,
+):
+    def end(*_: Any) -> None:
+        raise error
+
+    if saved:
+        (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
+    monkeypatch.setattr("voxtune.engine.train.finetune", end)
+    run = str(tmp_path / "run")
+    assert main(["finetune", "model", "subjects.csv", run]) == status
+    said = capsys.readouterr().err
+    assert said.startswith(f"voxtune: {words}")
+    assert said.count("\n") == 1
+    assert (f"voxtune resume {run}" in said) == (status == 75 or (saved and status != 2))
+
+
+def test_resume_shows_the_values_of_its_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """But for how its processes found each other, which is another start's."""
+    saved = {"steps": 321, "distributed": "localhost:1,0,2"}
+    monkeypatch.setattr(
+        "voxtune.engine.saved_config.saved_options", lambda path: saved if path == tmp_path else {}
+    )
+    for arguments in ([str(tmp_path)], ["--seed", "4", str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            main(["resume", *arguments, "--help"])
+        shown = capsys.readouterr().out
+        assert "(default: 321)" in shown
+        assert "localhost:1" not in shown
 
 
 # convert

@@ -128,7 +128,7 @@ def test_a_table_that_cannot_be_used(
         ["--steps", "0"],
         ["--steps", "-5"],
         ["--batch", "0"],
-        ["--batch", "3", "--devices", "2"],
+        ["--batch", "3", "--mesh", "data=2"],
         ["--trunk-lr", "-1"],
         ["--head-lr", "-0.001"],
         ["--head-lr", "nan"],
@@ -143,8 +143,8 @@ def test_a_table_that_cannot_be_used(
         ["--validate-every", "0"],
         ["--log-every", "0"],
         ["--train-subjects", "0"],
-        ["--devices", "0"],
-        ["--devices", "999"],
+        ["--mesh", "data=0"],
+        ["--mesh", "data=999"],
         ["--seed", "-1"],
         ["--seed", "99999999999999999999"],
         ["--block", "0", "8", "8"],
@@ -180,7 +180,7 @@ def test_a_block_is_a_multiple_of_what_the_network_needs(
 def test_a_batch_that_the_devices_cannot_share_comes_with_advice(
     refused: Callable[..., str], model_dir: Path, table: Path, finetune: Callable[..., list[str]]
 ):
-    sentence = refused(*finetune(model_dir, table, "--batch", "3", "--devices", "2"))
+    sentence = refused(*finetune(model_dir, table, "--batch", "3", "--mesh", "data=2"))
     assert "--batch 4" in sentence
 
 

@@ -14,7 +14,7 @@ from keras import layers
 from voxtune.engine.cli import main
 from voxtune.engine.model_dir import read_model
 
-SHORT = ["--steps", "2", "--warmup", "0", "--devices", "1", "--batch", "2", "--trunk-lr", "1e-2"]
+SHORT = ["--steps", "2", "--warmup", "0", "--mesh", "data=1", "--batch", "2", "--trunk-lr", "1e-2"]
 
 
 def write(path: Path, *made: Any, shape: tuple[int, ...] = (8, 8, 8, 1), outputs: int = 3) -> Path:

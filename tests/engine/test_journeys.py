@@ -14,7 +14,7 @@ from voxtune.models.families import complete
 from voxtune.models.parameters import shapes
 
 EDGE = 8
-QUICK = ("--steps", "3", "--warmup", "0", "--validate-every", "3", "--devices", "1")
+QUICK = ("--steps", "3", "--warmup", "0", "--validate-every", "3", "--mesh", "data=1")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_an_image(folder: Path) -> None:
 
 
 def test_weights_of_another_network(folder: Path) -> None:
-    options = ("--init-from", str(folder / "model"), "--map", "head=", "--freeze-until", "head")
+    options = ("--init-from", str(folder / "model"), "--rename", "head=", "--freeze-until", "head")
     journey(folder, "other", "one.csv", *options)
     before, after = (read_model(folder / name)[1] for name in ("model", "other/model"))
     for path in ("block1/conv/kernel", "block1/conv/bias"):

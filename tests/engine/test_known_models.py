@@ -150,7 +150,7 @@ def test_a_file_of_a_published_structure_goes_the_whole_way(
 
     if name in ("ams", "SynthSeg 1.0"):
         return  # but for their heads, which training replaces, they are the others' networks
-    options = ["--steps", "1", "--warmup", "0", "--batch", "1", "--devices", "1"]
+    options = ["--steps", "1", "--warmup", "0", "--batch", "1", "--mesh", "data=1"]
     block = ["--block", "16", "16", "16"]
     assert main(["finetune", str(model), str(subjects), str(run), *options, *block]) == 0
     before, after = read_model(model)[1], read_model(run / "model")[1]

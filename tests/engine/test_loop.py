@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,15 @@ import pytest
 from rich.console import Console
 
 from voxtune.engine.config import Finetune
+from voxtune.engine.dataset import Plan
 from voxtune.engine.display import Display
-from voxtune.engine.loop import Job, train
+from voxtune.engine.loop import Job, PreemptedError, train
+from voxtune.engine.mesh import make_mesh
+from voxtune.engine.meter import MEASURED, Meter
 from voxtune.engine.metrics import Counts
+from voxtune.engine.peaks import Peak
+from voxtune.engine.profile import Profile
+from voxtune.engine.progress import Progress
 from voxtune.engine.run_dir import Log
 from voxtune.engine.validation import Validation
 from voxtune.models.errors import InputError
@@ -35,24 +42,26 @@ class Shelf:
 
     def __init__(self) -> None:
         self.saved: list[tuple[int, float]] = []
-        self.data: list[dict[str, int]] = []
+        self.kept: dict[int, tuple[State, str]] = {}  # the progress as it is on disk
+        self.waited = 0  # how many were there when somebody waited for all of them
 
-    def save(self, step: int, state: Any, data: dict[str, int], quality: float) -> None:
+    def save(self, step: int, state: State, progress: dict[str, Any], quality: float) -> None:
         self.saved.append((step, quality))
-        self.data.append(data)
+        self.kept[step] = state, json.dumps(progress)
 
-    def restore(self, like: Any, step: int) -> tuple[str, dict[str, int]]:
-        return f"state of step {step}", {"step": step}
+    def wait(self) -> None:
+        self.waited = len(self.saved)
+
+    def restore(self, like: Any, step: int) -> tuple[State, dict[str, Any]]:
+        state, progress = self.kept[step]
+        return state, json.loads(progress)
 
 
 class Batches:
     """In the place of a feed."""
 
-    def __init__(self, seconds: float) -> None:
-        self._step, self._seconds = 0, seconds
-
-    def state(self) -> dict[str, int]:
-        return {"step": self._step}
+    def __init__(self, seconds: float, step: int = 0) -> None:
+        self._step, self._seconds = step, seconds
 
     def __next__(self) -> tuple[list[str], str]:
         time.sleep(self._seconds)
@@ -80,6 +89,8 @@ class Run:
         self.config = Finetune(Path("m"), "s.csv", folder / "run", **usual | changed)
         self.shelf, self.file = Shelf(), folder / "metrics.jsonl"
         self._scores, self._bad = scores, bad
+        self.stopped_at = 0  # the step at which it is told to end
+        self.progress = Progress()
         self.feed, self.seconds = Batches(0.0), 0.0
         self.console = Console(record=True, file=io.StringIO(), width=200)
 
@@ -96,12 +107,33 @@ class Run:
         value = self._scores(state.step)
         return Validation({} if math.isnan(value) else {"dice": {"lesion": value}})
 
-    def __call__(self) -> Any:
+    def __call__(self, state: State = State(0)) -> Any:
         log, names = Log(self.file), ("background", "lesion")
-        job: Any = Job(self.config, 2, names, self.step, self.feed, self.validate)  # type: ignore[arg-type]
+        plan = Plan((8, 8, 8), "random", 0.5, 2, 0)
+        meter = Meter(plan, 0, make_mesh("data=1"), Peak(1.0, "made up"))
+        profile = Profile(range(0), Path("nowhere"), print, meter.paused)
+        stops = self.stopped_at.__eq__
+        job: Any = Job(
+            config=self.config,
+            classes=names,
+            step=self.step,  # type: ignore[arg-type]
+            feed=self.feed,  # type: ignore[arg-type]
+            validate=self.validate,  # type: ignore[arg-type]
+            meter=meter,
+            profile=profile,
+            learning_rates=lambda step: {"trunk": 1 / (1 + step)},
+            stops=stops,
+        )
         with Display(self.console, self.config.steps, self.config.log_every) as display:
-            given: Any = (State(0), self.shelf)
+            given: Any = (state, self.progress, self.shelf)
             return train(job, *given, log, display)
+
+    def resumed(self, step: int) -> Any:
+        """Goes on from a checkpoint, as a process of its own would."""
+        state, progress = self.shelf.restore(None, step)
+        self.stopped_at, self.progress = 0, Progress.of_json(progress, 2)
+        self.feed = Batches(0.0, step)
+        return self(state)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         entries = map(json.loads, self.file.read_text().splitlines())
@@ -122,7 +154,8 @@ def test_all_steps_are_run_and_logged(tmp_path: Path):
     first = run.events("train")[0]
     assert first["loss"] == 0.25
     assert first["dice"] == {"lesion": 0.5}
-    assert {"examples_per_second", "data_wait", "lr_trunk", "lr_head"} <= first.keys()
+    assert {"examples_per_second", "data_wait"} <= first.keys()
+    assert first["learning_rates"] == {"trunk": 0.25}
     assert "validation at step 10: Dice lesion 0.100" in run.said()
 
 
@@ -138,7 +171,7 @@ class TestPatience:
         scores = {3: 0.5, 6: 0.7, 9: 0.6, 12: 0.65}
         run = Run(tmp_path, lambda step: scores[step], patience=2, steps=100)
         state, validation = run()
-        assert state == "state of step 6"
+        assert state == State(6)
         assert validation.scores["dice"]["lesion"] == 0.7
         assert "stopped at step 12: no better validation since step 6" in run.said()
 
@@ -190,11 +223,64 @@ class TestSkipping:
             Run(tmp_path, bad=range(100), steps=3)()
 
 
-def test_the_feeds_state_is_kept_beside_the_steps(tmp_path: Path):
-    run = Run(tmp_path, steps=7)
-    run()
-    assert run.shelf.data == [{"step": step} for step, _ in run.shelf.saved]
-    assert [step for step, _ in run.shelf.saved] == [3, 6, 7]
+class TestGoingOn:
+    """Told to end after any step, and gone on with: what comes of it is the same."""
+
+    scores = MappingProxyType({3: 0.5, 6: 0.7, 9: 0.7, 12: 0.6})
+
+    def run(self, folder: Path, **changed: Any) -> Run:
+        folder.mkdir()
+        return Run(folder, self.scores.get, bad=(2, 4, 5), **changed)  # type: ignore[arg-type]
+
+    def lines(self, run: Run) -> list[dict[str, Any]]:
+        entries = map(json.loads, run.file.read_text().splitlines())
+        return [{k: v for k, v in each.items() if k not in MEASURED} for each in entries]
+
+    @pytest.mark.parametrize("patience", [None, 2])
+    @pytest.mark.parametrize("step", range(1, 12))
+    def test_to_the_same_log_and_weights(
+        self, tmp_path: Path, step: int, patience: int | None
+    ) -> None:
+        whole, run = (self.run(tmp_path / name, patience=patience) for name in ("whole", "run"))
+        wanted = whole()
+        run.stopped_at = step
+        with pytest.raises(PreemptedError) as told:
+            run()
+        assert told.value.step == step
+        assert run.shelf.waited == len(run.shelf.saved)  # on disk before anybody is told
+        assert run.shelf.saved[-1][0] == step
+        assert run.resumed(step) == wanted
+        assert self.lines(run) == self.lines(whole)
+        assert [each for each in run.shelf.saved if each[0] % 3 == 0] == whole.shelf.saved
+
+    def test_told_at_the_last_step_it_is_done(self, tmp_path: Path) -> None:
+        run = self.run(tmp_path / "run")
+        run.stopped_at = 12
+        assert run()[0] == State(12)
+        assert [step for step, _ in run.shelf.saved] == [3, 6, 9, 12]
+
+    def test_told_where_it_stops_by_itself_it_is_done(self, tmp_path: Path) -> None:
+        run = self.run(tmp_path / "run", patience=1, steps=100)
+        run.stopped_at = 9  # as good as at 6, so not better
+        assert run()[0] == State(9)
+
+    def test_after_its_last_step_it_only_gives_its_weights(self, tmp_path: Path) -> None:
+        run = self.run(tmp_path / "run", patience=1, steps=100)
+        wanted = run()
+        before = self.lines(run)
+        assert run.resumed(9) == wanted
+        assert self.lines(run) == before
+
+    def test_a_best_checkpoint_that_cannot_be_read_is_told_of(self, tmp_path: Path) -> None:
+        scores = {3: 0.7, 6: 0.5}
+        run = Run(tmp_path, scores.get, patience=1)  # type: ignore[arg-type]
+
+        def unreadable(*_: Any) -> Any:
+            raise InputError("Checkpoint 3 cannot be read.")
+
+        run.shelf.restore = unreadable  # type: ignore[method-assign]
+        assert run()[0] == State(6)
+        assert "warning: Checkpoint 3 cannot be read. The last step's weights" in run.said()
 
 
 def test_waiting_for_data_is_a_share_of_the_time(tmp_path: Path):

@@ -13,7 +13,7 @@ from scipy import special
 from voxtune.engine.case import IGNORE
 from voxtune.engine.config import LossName
 from voxtune.engine.losses import REGRESSION, Loss, class_logits
-from voxtune.engine.mesh import data_mesh, over_data
+from voxtune.engine.mesh import make_mesh, over_data
 from voxtune.models.errors import InputError
 
 GOLDEN = np.load(Path(__file__).parent / "losses.golden.npz")  # see make_loss_golden.py
@@ -262,7 +262,7 @@ def test_parts_of_a_batch_and_devices_average_to_the_whole():
     program = gradients(these)
     whole = program(LOGITS[3], LABEL[3])
     single = [program(LOGITS[3][i : i + 1], LABEL[3][i : i + 1]) for i in range(4)]
-    split = program(*jax.device_put((LOGITS[3], LABEL[3]), over_data(data_mesh(4))))
+    split = program(*jax.device_put((LOGITS[3], LABEL[3]), over_data(make_mesh("data=4"))))
     for loss, (value, gradient), (value_split, gradient_split), *parts in zip(
         these, whole, split, *single, strict=True
     ):

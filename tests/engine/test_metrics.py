@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from voxtune.engine.case import IGNORE
-from voxtune.engine.mesh import DATA, data_mesh, over_data
+from voxtune.engine.mesh import DATA, make_mesh, over_data
 from voxtune.engine.metrics import Counts, Mean, count, scores
 
 RNG = np.random.default_rng(0)
@@ -60,7 +60,7 @@ class TestCount:
 
     def test_four_devices_count_what_one_does(self) -> None:
         """By themselves with a sum over devices, and as one program over all of them."""
-        mesh, wanted = data_mesh(4), count(PREDICTED, LABEL, CLASSES)
+        mesh, wanted = make_mesh("data=4"), count(PREDICTED, LABEL, CLASSES)
 
         def own(predicted: jax.Array, label: jax.Array) -> Counts:
             return lax.psum(count(predicted, label, CLASSES), DATA)

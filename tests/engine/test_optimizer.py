@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from voxtune.engine.config import Finetune
-from voxtune.engine.optimizer import learning_rates, make_optimizer, schedule
+from voxtune.engine.optimizer import make_optimizer, schedule
 from voxtune.engine.rules import Parameters, Rules, make_rules
 from voxtune.engine.trees import flat, nested
 
@@ -84,10 +84,6 @@ class TestSchedules:
                 left = (step - warmup) / (steps - warmup)
                 wanted = step / warmup if rising else shape(left)
                 np.testing.assert_allclose(share(step), wanted, rtol=1e-5, atol=1e-7)
-
-    def test_the_log_has_both_rates(self) -> None:
-        found = learning_rates(options(schedule="cosine", warmup=10, steps=20), 5)
-        assert found == pytest.approx({"lr_trunk": 0.05, "lr_head": 0.2})
 
     def test_a_step_moves_by_the_rate_of_its_own_number(self) -> None:
         """Whatever came before: a skipped step does not hold the schedule back."""

@@ -39,17 +39,17 @@ def test_the_longest_entry_counts() -> None:
 def test_nothing_after_the_sign_leaves_out() -> None:
     placed, left = place(["head="], PATHS)
     assert "head/kernel" not in placed
-    assert left == {"head/kernel": "left out by --map"}
+    assert left == {"head/kernel": "left out by --rename"}
 
 
 @pytest.mark.parametrize("text", ["encoder1", "=encoder1", "/=a", ""])
 def test_an_entry_that_is_none_is_a_sentence(text: str) -> None:
-    with pytest.raises(InputError, match=f"--map takes OLD=NEW.*'{text}' is not that"):
+    with pytest.raises(InputError, match=f"--rename takes OLD=NEW.*'{text}' is not that"):
         PathMap.parse([text])
 
 
 def test_a_path_goes_to_one_place() -> None:
-    with pytest.raises(InputError, match="--map says twice where encoder1 goes"):
+    with pytest.raises(InputError, match="--rename says twice where encoder1 goes"):
         PathMap.parse(["encoder1=a", "encoder1/=b"])
 
 
@@ -64,15 +64,15 @@ def test_what_an_entry_moves_takes_the_place_of_what_stays() -> None:
 def test_two_entries_for_one_place_are_a_sentence() -> None:
     with pytest.raises(InputError, match=r"Both encoder10/kernel and head/kernel of other .*a/k"):
         place(["head=a", "encoder10=a"], ["a/kernel"])
-    with pytest.raises(InputError, match="would go to head/kernel by --map; change one"):
+    with pytest.raises(InputError, match="would go to head/kernel by --rename; change one"):
         place(["head=head", "encoder10=head"], PATHS)
 
 
 def test_an_entry_that_matches_nothing_shows_the_nearest_paths() -> None:
-    with pytest.raises(InputError, match=r"--map encoder2=a: other has no encoder2; .*encoder1\b"):
+    with pytest.raises(InputError, match=r"--rename encoder2=a: .* has no encoder2; .*encoder1\b"):
         place(["encoder2=a"], PATHS)
     # All that it would move is moved by longer ones.
-    with pytest.raises(InputError, match="--map encoder1=a: other has no"):
+    with pytest.raises(InputError, match="--rename encoder1=a: other has no"):
         place(["encoder1=a", "encoder1/conv=encoder1/conv"], PATHS)
 
 

@@ -1,14 +1,18 @@
 """Blocks of a volume, blended into what one pass over the whole volume would have given."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from voxtune.engine.mesh import data_mesh
+from voxtune.engine.mesh import make_mesh, on_all, over_depth
 from voxtune.engine.predict import Predictor, block_weight
-from voxtune.engine.step import split
+from voxtune.engine.step import Apply, split
 from voxtune.engine.tiling import block_starts
+from voxtune.models.lowering import conv, lowering_of
+from voxtune.models.norms import normalise_slabs
 from voxtune.models.parameters import assemble, shapes
 
 
@@ -25,6 +29,7 @@ class TestWeights:
 
 
 SIZE, EDGE = (13, 20, 9), 8
+RNG = np.random.default_rng(1)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,7 @@ def passes() -> tuple[np.ndarray, np.ndarray]:
     }
     apply, params, statistics = split(assemble("meshnet", arguments, values))
     image = rng.normal(size=(*SIZE, 1)).astype(np.float32)
-    predictor = Predictor(apply, (EDGE,) * 3, 0.25, data_mesh())
+    predictor = Predictor(apply, (EDGE,) * 3, 0.25, make_mesh())
     whole, _ = jax.jit(apply)(params, statistics, jnp.asarray(image)[None])
     return predictor(params, statistics, image), np.asarray(jax.nn.softmax(whole[0]))
 
@@ -79,3 +84,42 @@ class TestWindows:
         self, passes: tuple[np.ndarray, np.ndarray]
     ) -> None:
         np.testing.assert_allclose(passes[0].sum(axis=-1), 1, rtol=1e-5)
+
+
+def looks_everywhere(params: Any, statistics: Any, image: Any) -> Any:
+    """A convolution, a norm over slabs of depth, and attention between all voxels."""
+    x = normalise_slabs(conv(image, params["kernel"]), jnp.ones(4), jnp.zeros(4))
+    voxels = x.reshape(x.shape[0], -1, 4)
+    shares = jax.nn.softmax(voxels @ voxels.swapaxes(1, 2), axis=-1)
+    return (shares @ voxels).reshape(x.shape) + x, statistics
+
+
+def test_devices_that_share_blocks_predict_what_one_does() -> None:
+    image = RNG.normal(size=(11, 8, 8, 1)).astype(np.float32)
+    params = {"kernel": RNG.normal(size=(3, 3, 3, 1, 4)).astype(np.float32)}
+    network, found = cast(Apply, looks_everywhere), []
+    for devices in ("data=1", "data=2,spatial=2", "spatial=4"):
+        mesh = make_mesh(devices)
+        arrays = jax.device_put((params, {}), on_all(mesh))
+        found.append(Predictor(network, (8,) * 3, 0.25, mesh, values=True)(*arrays, image))
+    assert found[0].std() > 1e-2
+    for each in found[1:]:
+        np.testing.assert_allclose(each, found[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("devices", "form"), [("data=2", "slices"), ("spatial=2", "plain")])
+def test_convolutions_know_whether_depth_is_split(devices: str, form: str):
+    """And each device has its part of a block alone, of what comes out too."""
+    seen = []
+
+    def network(params: Any, statistics: Any, image: Any) -> Any:
+        seen.append(lowering_of((3, 3, 3, 1, 1)))
+        jax.debug.inspect_array_sharding(image, callback=lambda each: seen.append(each))
+        return image, statistics
+
+    mesh = make_mesh(devices)
+    image = np.arange(8.0**3, dtype=np.float32).reshape(8, 8, 8, 1)
+    predictor = Predictor(cast(Apply, network), (4, 8, 8), 0.25, mesh, values=True)
+    np.testing.assert_allclose(predictor({}, {}, image), image, rtol=1e-6)
+    assert seen[0] == form
+    assert seen[1].is_equivalent_to(over_depth(mesh), 5)

@@ -50,7 +50,7 @@ def test_its_help_shows_its_defaults(capsys: pytest.CaptureFixture[str]):
     assert "(default: jaccard)" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("option", ["--rule", "--map", "--labels"])
+@pytest.mark.parametrize("option", ["--rule", "--rename", "--labels"])
 def test_a_list_given_twice_is_refused(option: str, capsys: pytest.CaptureFixture[str]):
     """The second would replace the first without a word."""
     assert main(["finetune", "a", "b", "c", option, "x", f"{option}=y"]) == 2

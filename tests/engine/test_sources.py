@@ -1,4 +1,4 @@
-"""Weights of another model, by `--init-from` and `--map`: where each of its tensors goes."""
+"""Weights of another model, by `--init-from` and `--rename`: where each of its tensors goes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -122,7 +122,7 @@ def test_a_map_moves_exactly_what_it_says(other: Any) -> None:
     folder, theirs = other(dilations=[1, 1])
     spec = altered(dilations=[1, 1, 1])
     entries = ("block2=block3", "block1/norm=", "head=")
-    found, mine = start(spec=spec, init_from=folder, map=entries), tensors_of(spec)
+    found, mine = start(spec=spec, init_from=folder, rename=entries), tensors_of(spec)
     for path, value in found.parameters.items():
         if path in HEAD:
             continue
@@ -132,7 +132,7 @@ def test_a_map_moves_exactly_what_it_says(other: Any) -> None:
         assert found.origin[path].detail == (
             "loaded" if kept else f"loaded from {folder}" + f": {source}" * (source != path)
         )
-    assert found.dropped[f"{folder}: block1/norm/mean"] == "left out by --map"
+    assert found.dropped[f"{folder}: block1/norm/mean"] == "left out by --rename"
 
 
 def test_the_head_of_another_model_is_taken_where_it_tells_the_same_classes(other: Any) -> None:
@@ -170,7 +170,7 @@ def test_a_head_that_is_not_there_as_a_whole_is_the_models(
     other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = other()
-    found = start(SPEC.classes, head="keep", init_from=folder, map=("head/bias=",))
+    found = start(SPEC.classes, head="keep", init_from=folder, rename=("head/bias=",))
     assert found.dropped[f"{folder}: head/kernel"] == "not all of the last layer is there"
     monkeypatch.setitem(cast(dict[str, type], FAMILIES), "two", TwoHeads)
     arguments = {"channels": 1, "outputs": 2}
@@ -261,16 +261,24 @@ def test_channels_of_another_model_are_adapted_too(other: Any) -> None:
     [
         ({}, {"init": "random"}, "--init random takes no weights"),
         ({"filters": 3}, {}, "shape 3, but block1/conv/bias .* has 2; leave it out"),
-        ({"channels": 2}, {}, "shape 3x3x3x2x2, but .* has 3x3x3x1x2; leave it out with --map"),
-        ({}, {"map": ("block2=block1",)}, r"--map block2=block1: .* has no block2; .* block1\b"),
-        ({}, {"map": ("block1=",)}, "gives .* nothing. Of its block1/.*: left out by --map; leave"),
+        ({"channels": 2}, {}, "shape 3x3x3x2x2, but .* has 3x3x3x1x2; leave it out with --rename"),
+        (
+            {},
+            {"rename": ("block2=block1",)},
+            r"block2=block1: .* has no block2; .* block1\b",
+        ),
+        (
+            {},
+            {"rename": ("block1=",)},
+            "gives .* nothing. .*: left out by --rename; leave",
+        ),
         (
             {
                 "family": "vnet",
                 "arguments": {"channels": 1, "outputs": 2, "filters": 4, "depth": 1},
             },
             {},
-            "nothing. .*: the network has no .*--map",
+            "nothing. .*: the network has no .*--rename",
         ),
     ],
 )
@@ -283,8 +291,8 @@ def test_another_model_that_does_not_fit_is_a_sentence(
 
 
 def test_a_map_needs_another_model() -> None:
-    with pytest.raises(InputError, match="--map says where the weights of --init-from go"):
-        start(map=("a=b",))
+    with pytest.raises(InputError, match="--rename says where the weights of --init-from go"):
+        start(rename=("a=b",))
 
 
 @pytest.mark.parametrize(

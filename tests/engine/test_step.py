@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from voxtune.engine.augment import PROFILES
 from voxtune.engine.changes import UNCHANGED, Augmented, Changes
 from voxtune.engine.config import Finetune
-from voxtune.engine.mesh import data_mesh, on_all, over_data
+from voxtune.engine.mesh import make_mesh, on_all, over_data
 from voxtune.engine.rules import Parameters, make_rules
 from voxtune.engine.step import TrainState, TrainStep, make_predict_step, make_step, split
 from voxtune.engine.trees import flat
@@ -83,13 +83,13 @@ def run(mesh: Mesh, steps: int) -> tuple[TrainState, list[float], str]:
 @pytest.fixture(scope="module")
 def one_device() -> tuple[TrainState, list[float], str]:
     """Three steps on one device."""
-    return run(data_mesh(1), 3)
+    return run(make_mesh("data=1"), 3)
 
 
 @pytest.fixture(scope="module")
 def four_devices() -> tuple[TrainState, list[float], str]:
     """Three steps on four devices, each with one block of the batch."""
-    return run(data_mesh(4), 3)
+    return run(make_mesh("data=4"), 3)
 
 
 def test_four_devices_do_what_one_does(one_device, four_devices):
@@ -332,7 +332,7 @@ class TestRegularisers:
 )
 def test_parts_of_a_batch_are_the_whole(devices: int, recipe: dict[str, Any]):
     """Accumulation changes neither loss nor gradient, nor sends blocks between devices."""
-    mesh, found = data_mesh(devices), []
+    mesh, found = make_mesh(f"data={devices}"), []
     for accumulate in (1, 2):
         step, state = make(network(), LIGHT, accumulate=accumulate, optimizer="sgd", **recipe)
         state = jax.device_put(state, on_all(mesh))
@@ -372,11 +372,20 @@ class TestSkipping:
                 *(jax.tree.leaves(getattr(each, name)) for each in (after, state)), strict=True
             ):
                 np.testing.assert_array_equal(mine, other)
+        assert float(metrics["update_norm"]) == 0
         again, _ = step(after, bad)
         assert int(again.skipped) == 2
         good, _ = step(again, BATCH)
         assert int(good.skipped) == 0
         assert not np.array_equal(good.params["head"]["kernel"], state.params["head"]["kernel"])
+
+    def test_the_norm_of_the_update_is_of_what_is_added(self, stepped: Any) -> None:
+        step, state = stepped
+        after, metrics = step(state, BATCH)
+        moved = jax.tree.map(lambda new, old: np.sum((new - old) ** 2), after.params, state.params)
+        wanted = math.sqrt(sum(jax.tree.leaves(moved)))
+        assert wanted > 1e-4
+        assert float(metrics["update_norm"]) == pytest.approx(wanted, rel=1e-3)
 
     def test_the_average_follows_the_weights(self, stepped: Any) -> None:
         """Share min(0.9, (1 + t) / (10 + t)) of the old one: 1/10 at the first step, then 2/11."""

@@ -11,10 +11,11 @@ import pytest
 
 from voxtune.engine.config import Labelling
 from voxtune.engine.contract import Contract
+from voxtune.engine.lock import Part
 from voxtune.engine.output import MARKER
 from voxtune.engine.preparation import Preparation
 from voxtune.engine.store import Head, read_head, start_store
-from voxtune.engine.store_folder import Part, check_store, room, what_stays
+from voxtune.engine.store_folder import check_store, room, what_stays
 from voxtune.models.errors import InputError
 
 HEAD = Head(

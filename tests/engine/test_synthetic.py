@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from voxtune.engine.case import IGNORE
 from voxtune.engine.contract import Contract
 from voxtune.engine.intensity import scaling_of
-from voxtune.engine.mesh import data_mesh, over_data
+from voxtune.engine.mesh import make_mesh, over_data
 from voxtune.engine.synthetic import FREESURFER_PAIRS, Generator, integrated, scaled
 from voxtune.models.errors import InputError
 
@@ -49,8 +49,9 @@ LABEL = np.repeat(head()[None], BATCH, axis=0)
 def run(strengths: dict[str, Any], label: jax.Array) -> tuple:
     """Image, classes, and what was drawn. Strengths are traced, so that all compile once."""
     generator = replace(GENERATOR, **strengths)
-    draws = jax.vmap(lambda key: jax.random.split(key, 3)[0])(jax.random.split(KEY, BATCH))
-    return *generator(KEY, label), *jax.vmap(generator.draw)(draws)
+    keys = jax.random.split(KEY, BATCH)
+    draws = jax.vmap(lambda key: jax.random.split(key, 3)[0])(keys)
+    return *generator(keys, label), *jax.vmap(generator.draw)(draws)
 
 
 def made(strengths: dict[str, Any], label: np.ndarray = LABEL) -> tuple:
@@ -215,7 +216,7 @@ def test_voxels_move_as_far_as_the_points_of_the_velocity_field_say():
     keys = jax.random.split(KEY, count)
     draws = jax.vmap(lambda key: jax.random.split(key, 3)[0])(keys)
     most = np.asarray(jax.vmap(bending.draw)(draws)[0].elastic_mm)
-    moved = jax.jit(lambda label: bending(KEY, label)[1])
+    moved = jax.jit(lambda label: bending(keys, label)[1])
     for axis, spacing in enumerate(bending.spacing_mm[:2]):
         where = np.broadcast_to(np.arange(EDGE), (EDGE,) * 3).swapaxes(axis, 2)
         label = np.repeat(where[None].astype(np.uint8), count, 0)
@@ -250,12 +251,12 @@ def test_the_key_alone_decides_and_examples_do_not_touch():
 
 
 def test_a_batch_over_devices_is_the_same_and_nothing_is_gathered():
-    sharding = over_data(data_mesh(4))
-    label = jax.device_put(LABEL, sharding)
-    compiled = jax.jit(GENERATOR).lower(KEY, label).compile()
+    sharding = over_data(make_mesh("data=4"))
+    keys, label = jax.random.split(KEY, BATCH), jax.device_put(LABEL, sharding)
+    compiled = jax.jit(GENERATOR).lower(keys, label).compile()
     for words in ("all-gather", "all-to-all", "all-reduce", "collective-permute"):
         assert words not in compiled.as_text()
-    for found, wanted in zip(compiled(KEY, label), made(FULL)[:2], strict=True):
+    for found, wanted in zip(compiled(keys, label), made(FULL)[:2], strict=True):
         assert len(found.sharding.device_set) == 4
         assert (np.abs(np.asarray(found) - wanted.astype(np.float32)) < 1e-4).mean() > 0.999
 

@@ -15,11 +15,13 @@ from voxtune.engine.task import (
     check_labels,
     classes_of,
     contract_of,
+    full_block,
     label_counts,
     prevalence_of,
     spec_of,
 )
 from voxtune.models.errors import InputError
+from voxtune.models.families import abstract
 from voxtune.models.graph import Graph, GraphCall, GraphLayer
 
 # The classes are not in the order of their values.
@@ -155,6 +157,34 @@ def test_a_full_block_holds_the_largest_scan() -> None:
     given = cases([0] * 17, [0] * 5)
     assert contract_of(unet, config(block="full"), ("image",), given).block == (24, 8, 8)
     assert contract_of(SPEC, config(block="full"), ("image",), given).block == (17, 1, 1)
+
+
+def test_a_full_block_splits_over_the_devices_of_its_depth() -> None:
+    """A U-Net wants 8 slices a device, and 16 on two; the MeshNet of dilation 1 any number."""
+    unet = dataclasses.replace(SPEC, family="unet", arguments={"channels": 1, "outputs": 3})
+    for spec, shards, depth in ((unet, 2, 32), (unet, 4, 32), (unet, 8, 64), (SPEC, 4, 20)):
+        found = contract_of(spec, config(block="full"), ("image",), cases([0] * 17), shards)
+        assert found.block[0] == depth
+    # A scan of 256 slices needs no padding.
+    assert full_block(abstract("unet", unet.arguments), cases([0] * 256), 8) == (256, 8, 8)
+
+
+def test_a_block_that_does_not_split_is_a_sentence() -> None:
+    """Whether the model says it or --block."""
+    for changes, depth in (({}, 16), ({"block": (8, 16, 16)}, 8)):
+        said = f"{depth} slices .* over 3 devices.* --block of {depth // 3 * 3} slices, or --mesh"
+        with pytest.raises(InputError, match=said):
+            contract_of(SPEC, config(**changes), ("image",), cases([0]), 3)
+
+
+def test_blocks_are_split_or_refused_before_a_scan_is_read(
+    refused: Any, finetune: Any, model_dir: Path, table: Path
+) -> None:
+    (table.parent / "a.nii").unlink()
+    given = finetune(model_dir, table)
+    given[given.index("--mesh") + 1] = "data=1,spatial=3"
+    assert "8 slices cannot be split along depth over 3 devices" in refused(*given)
+    assert "a.nii" in refused(*given, "--block", "full")
 
 
 def outputs(classes: tuple[LabelClass, ...], spec: ModelSpec = SPEC, **changes: Any) -> Any:

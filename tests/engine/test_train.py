@@ -19,10 +19,11 @@ from voxtune.engine.config import Finetune, Prepare
 from voxtune.engine.contract import Contract
 from voxtune.engine.model_dir import LabelClass, ModelSpec, read_model, write_model
 from voxtune.engine.prepare import prepare as prepare_store
+from voxtune.engine.setup import set_up
 from voxtune.engine.step import TrainStep
 from voxtune.engine.store import read_store
 from voxtune.engine.subjects import read_subjects
-from voxtune.engine.train import finetune, prepare
+from voxtune.engine.train import finetune
 from voxtune.engine.trees import flat
 from voxtune.engine.validation import Validation, validate
 from voxtune.models.errors import InputError
@@ -109,7 +110,7 @@ def options(folder: Path, name: str, **changes: Any) -> Finetune:
         labels=("7=blob",),
         validate_every=20,
         log_every=1,
-        devices=1,
+        mesh="data=1",
     )
     return dataclasses.replace(config, **changes)
 
@@ -185,8 +186,8 @@ class TestRunDirectory:
             done = entry["step"] - 1
             way = max(0, done - WARMUP) / (STEPS - WARMUP)
             share = min(1, done / WARMUP) * 0.5 * (1 + math.cos(math.pi * way))
-            assert entry["lr_trunk"] == pytest.approx(TRUNK_LR * share, rel=1e-4, abs=1e-8)
-            assert entry["lr_head"] == pytest.approx(HEAD_LR * share, rel=1e-4, abs=1e-8)
+            wanted = {"trunk": TRUNK_LR * share, "head": HEAD_LR * share}
+            assert entry["learning_rates"] == pytest.approx(wanted, rel=1e-4, abs=1e-8)
 
     def test_the_model_has_the_new_classes_and_the_training_block(self, run_dir: Path) -> None:
         spec, values = read_model(run_dir / "model")
@@ -236,7 +237,7 @@ class TestRepeating:
 
     def test_devices_do_not_matter(self, folder: Path, run_dir: Path) -> None:
         """The warm-up does not depend on the number of steps, so four compare with forty."""
-        four = train(folder, "four", devices=4, steps=WARMUP + 1, validate_every=100)
+        four = train(folder, "four", mesh="data=4", steps=WARMUP + 1, validate_every=100)
         wanted = [entry["loss"] for entry in events(run_dir, "train")][:WARMUP]
         found = [entry["loss"] for entry in events(four, "train")][:WARMUP]
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
@@ -271,7 +272,9 @@ class TestData:
         self, folder: Path, store: Path, run_dir: Path
     ) -> None:
         """Blocks are rounded to bfloat16, three digits, and each device cuts its own."""
-        cached = train(folder, "cached", subjects=str(store), cache="device", devices=2, steps=5)
+        cached = train(
+            folder, "cached", subjects=str(store), cache="device", mesh="data=2", steps=5
+        )
         wanted = [entry["loss"] for entry in events(run_dir, "train")][:WARMUP]
         found = [entry["loss"] for entry in events(cached, "train")][:WARMUP]
         np.testing.assert_allclose(found, wanted, rtol=5e-3)
@@ -304,8 +307,8 @@ class TestData:
         }
         write_model(folder / "bayesian", spec, made, history={})
         changes = {"model_dir": folder / "bayesian", "loss": "mean_squared_error", "labels": None}
-        prepared = prepare(options(folder, "never", **changes), Console(quiet=True))
-        step, _, _ = prepared.step(prepared.start.network())
+        setup = set_up(options(folder, "never", **changes), Console(quiet=True))
+        step, _, _ = setup.step(setup.start.network())
         assert step.voxels == 2 * EDGE**3
 
     def test_label_maps_alone_are_enough(self, folder: Path) -> None:
@@ -344,7 +347,7 @@ def test_a_loss_that_is_never_finite_ends_the_run_without_a_model(folder: Path):
     run = folder / "diverged"
     assert not (run / "model").exists()
     assert len(events(run, "skipped")) == 10
-    assert (run / "checkpoints" / "11").is_dir()
+    assert (run / "checkpoints" / "10").is_dir()
 
 
 class TestRecipe:
@@ -360,6 +363,22 @@ class TestRecipe:
         assert "an epoch: 0.5 steps" in shown
         assert set(folder.iterdir()) == before
 
+    def test_it_counts_the_step_of_all_processes(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also where this one reads half of a batch."""
+
+        def shown() -> list[str]:
+            console = Console(width=200, record=True, file=io.StringIO())
+            finetune(options(folder, "dry", dry_run=True), console)
+            return console.export_text().splitlines()
+
+        wanted = shown()
+        monkeypatch.setattr("voxtune.engine.setup.share_of", lambda mesh: (1, 2))
+        assert shown() == wanted
+        kind = jax.devices()[0].device_kind
+        assert any(line.endswith(f"devices: 1 x {kind}") for line in wanted)
+
     def test_its_examples_are_the_first_blocks_of_the_run(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -369,10 +388,10 @@ class TestRecipe:
         monkeypatch.setattr(draw, lambda rows, path: drawn.extend(rows))
         config = options(folder, "dry", dry_run=True, examples=folder / "blocks.png")
         finetune(config, Console(quiet=True))
-        prepared = prepare(config, Console(quiet=True))
-        step, params, statistics = prepared.step(prepared.start.spec.network(PARAMETERS))
+        setup = set_up(config, Console(quiet=True))
+        step, params, statistics = setup.step(setup.start.spec.network(PARAMETERS))
         state = step.first_state(params, statistics, config.seed)
-        batch = {name: each for name, each in prepared.batches()[0].items() if name != "name"}
+        batch = {name: each for name, each in setup.batches()[0].items() if name != "name"}
         seen: list[Any] = []
 
         def spied(self: Any, *given: Any) -> Any:

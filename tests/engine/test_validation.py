@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from voxtune.engine import validation
 from voxtune.engine.case import Case, Quantised, contents_of
 from voxtune.engine.contract import Contract
 from voxtune.engine.dataset import class_table
@@ -65,6 +66,21 @@ class TestValidation:
         """blob: 2·1/(2+1) = 2/3 and 1; other: 1 and, being nowhere in the second, left out."""
         found = self.scores(([0, 1, 1, 2], [0, 0, 1, 2]), ([0, 1, 0, 0], [0, 1, 0, 0]))
         assert found == pytest.approx({"blob": 5 / 6, "other": 1.0, "mean": 11 / 12})
+
+    def test_processes_share_the_cases(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two cases and three processes, one after the other here: the last one has none."""
+        pairs = ([0, 1, 1, 2], [0, 0, 1, 2]), ([0, 1, 0, 0], [0, 1, 0, 0])
+        wanted = self.scores(*pairs)
+        given: list[list[np.ndarray]] = []
+        monkeypatch.setattr(validation.jax, "process_count", lambda: 3)
+        for rank in (0, 1, 2):
+            given.append([])
+            monkeypatch.setattr(validation.jax, "process_index", lambda rank=rank: rank)
+            monkeypatch.setattr(validation, "gathered", lambda x: given[-1].append(x) or x[None])
+            self.scores(*pairs)
+        parts = iter(np.stack(each) for each in zip(*given, strict=True))
+        monkeypatch.setattr(validation, "gathered", lambda x: next(parts))
+        assert self.scores(*pairs) == pytest.approx(wanted)
 
     def test_what_is_no_class_is_not_judged(self) -> None:
         found = self.scores(([1, 1, 2, 2], [1, IGNORED, IGNORED, 2]))

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from voxtune.engine.mesh import data_mesh, over_data
+from voxtune.engine.mesh import make_mesh, over_data
 from voxtune.engine.warp import affine, warp
 
 SHAPE = (9, 10, 8)
@@ -126,7 +126,7 @@ def test_nan_of_a_target_spreads_to_its_neighbours_alone():
 
 
 def test_blocks_that_are_split_over_devices_stay_where_they_are():
-    sharding = over_data(data_mesh(4))
+    sharding = over_data(make_mesh("data=4"))
     moves = np.stack([matrix_of(MOVES[name]) for name in ("still", "all", "rotation", "shear")])
     batch = [np.stack([each] * 4) for each in (IMAGE, LABEL)] + [moves]
     batch.append(np.stack([DISPLACEMENT] * 4))
