@@ -33,9 +33,6 @@ from voxtune.engine.processes import gathered, is_first, together
 from voxtune.engine.trees import flat, nested
 from voxtune.models.errors import InputError
 
-# What Orbax and its storage libraries raise on files that are missing, cut short or no checkpoint.
-_BROKEN = (OSError, ValueError, KeyError, TypeError, RuntimeError, ocp.errors.InvalidLayoutError)
-
 
 def save_parameters(directory: Path, parameters: Mapping[str, np.ndarray | jax.Array]) -> None:
     """Writes arrays by path as an Orbax checkpoint; `directory` must not exist.
@@ -76,10 +73,9 @@ def load_parameters(
     try:
         with without_aftermath():
             return _load(directory, shapes)
-    except _BROKEN as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except UNREADABLE as error:
         raise InputError(
-            f"{directory} cannot be read as a checkpoint ({first}); convert or train again."
+            f"{directory} cannot be read as a checkpoint ({reason(error)}); convert or train again."
         ) from error
 
 
@@ -174,8 +170,8 @@ class Checkpoints:
             with self._writing():
                 self._checkpointer.wait()
 
-    def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """State and progress of a step (the newest by default).
+    def restore(self, like: Any, step: int) -> tuple[Any, dict[str, Any]]:
+        """State and progress of a step.
 
         Args:
             like: a state of the same structure, shapes and shardings.
@@ -186,7 +182,6 @@ class Checkpoints:
                 it is of another network.
         """
         self.wait()  # what is still being written cannot be read
-        step = max(self._steps(), default=0) if step is None else step
         damaged: dict[int, str] = {}
         found = self._tried(like, step, damaged)
         if found is None:
@@ -357,7 +352,7 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            steps = [int(each.name) for each in self._directory.glob("*") if each.name.isdigit()]
+            steps = [int(each.name) for each in self._directory.glob("*") if each.name.isdecimal()]
             run = self._directory.parent
             last = f"checkpoint {max(steps)} is whole" if steps else "there was none before it"
             mend = "Make room" if system_code(error) in NO_ROOM else "Mend that"

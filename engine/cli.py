@@ -164,7 +164,7 @@ def _trained(
 def _going_on(run_dir: Path, where: str = "") -> str:
     """How, where a run has left something to go on with."""
     saved = run_dir / "checkpoints"
-    if not saved.is_dir() or not any(each.name.isdigit() for each in saved.iterdir()):
+    if not saved.is_dir() or not any(each.name.isdecimal() for each in saved.iterdir()):
         return ""
     return f"; its checkpoints are whole, 'voxtune resume {run_dir}'{where} goes on"
 

@@ -87,8 +87,8 @@ def exposed(folder: Path) -> str | None:
     """Why others could put a program of theirs into a folder; None where they cannot.
 
     The folder and the one that it lies in belong to the user, and no one else may write them. Those
-    above belong to the user or to root; others may write them where they can
-    replace only what is theirs, as in /tmp.
+    above belong to the user or to root; others may write them where they can replace only what is
+    theirs, as in /tmp.
 
     Args:
         folder: without links.

@@ -389,8 +389,8 @@ class Finetune(Training):
 
 @dataclass(frozen=True)
 class Resume(Training):
-    """Go on with a run that was stopped, from its newest checkpoint, to the same bits. Options have
-    the values of the run; those that say on which devices it runs may be others."""
+    """Go on with a run that was stopped, from its newest checkpoint, to the same bits. Options but
+    --distributed have the values of the run; where it runs and what is logged may be others."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN_DIR")]
     """Folder of the run."""

@@ -140,8 +140,8 @@ def placed(batch: Mapping[str, np.ndarray], mesh: Mesh, mapped: bool = False) ->
         mapped: whether it is for `jax.pmap`, which wants `[devices, B / devices, ...]`.
     """
     if mapped:
-        here = len(mesh.local_mesh.devices)
-        batch = {name: x.reshape(here, -1, *x.shape[1:]) for name, x in batch.items()}
+        devices = len(mesh.local_mesh.devices)
+        batch = {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
     sharding = over_data(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, each) for name, each in batch.items()

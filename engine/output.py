@@ -94,9 +94,9 @@ def make_folder(folder: Path) -> None:
     (folder / MARKER).touch()
 
 
-def unfinished(folder: Path) -> Path:
-    """The folder that `new_folder` fills."""
-    return folder.with_name(f".{folder.name}.partial")
+def unfinished(path: Path) -> Path:
+    """The file or folder that becomes another one when it is whole."""
+    return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def replace_file(path: Path, content: str) -> None:
     Raises:
         InputError: the disk does not take it.
     """
-    beside = path.with_name(f".{path.name}.partial")
+    beside = unfinished(path)
     try:
         with beside.open("w") as stream:
             stream.write(content)

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -75,18 +76,11 @@ class Peak:
 
     Attributes:
         flops: a second, of all devices together; NaN where nothing says so.
-        measured: whether it is not of the table: then it is of products of this machine's own.
+        source: where it is from; what is measured are products of this machine's own.
     """
 
     flops: float
-    measured: bool
-
-    @property
-    def source(self) -> str:
-        """Where it is from: `table`, `measured` or `unknown`."""
-        if math.isnan(self.flops):
-            return "unknown"
-        return "measured" if self.measured else "table"
+    source: Literal["table", "measured", "unknown"]
 
 
 def known_peak(device_kind: str, dtype: str) -> float | None:
@@ -120,11 +114,11 @@ def peak_of(mesh: Mesh, dtype: str) -> Peak:
     usual = dtype == "bfloat16" or jax.default_matmul_precision.value is None
     known = known_peak(device.device_kind, dtype) if usual else None
     if known is not None:
-        return Peak(known * mesh.size, measured=False)
+        return Peak(known * mesh.size, "table")
     alike = jax.process_count() if device.platform == "cpu" else mesh.size
     try:
-        return Peak(product_speed(device, jnp.dtype(dtype)) * alike, measured=True)
+        return Peak(product_speed(device, jnp.dtype(dtype)) * alike, "measured")
     except jax.errors.JaxRuntimeError as error:
         if not ran_out(error):  # the run may fit where the matrices do not, beside it
             raise
-        return Peak(math.nan, measured=True)
+        return Peak(math.nan, "unknown")

@@ -81,7 +81,7 @@ def join(how: str | None) -> None:
             "can reach."
         )
     if found[0] is not None:
-        raise InputError(f"--distributed {how}: {_reason(found[0], how)}") from found[0]
+        raise InputError(f"--distributed {how}: {_reason(found[0])}") from found[0]
     _joined = how
 
 
@@ -149,7 +149,7 @@ def _check_port(port: int, how: str) -> None:
         ) from error
 
 
-def _reason(error: Exception, how: str) -> str:
+def _reason(error: Exception) -> str:
     """Why JAX did not bring the processes together, and what to do."""
     text = str(error).strip().splitlines()
     if isinstance(error, ValueError) and "should be defined" in str(error):

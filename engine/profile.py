@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import jax
 
+from voxtune.engine.processes import is_first
 from voxtune.models.errors import InputError
 
 
@@ -57,7 +58,7 @@ class Profile:
         report: Callable[[str], None],
         paused: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._steps = steps if jax.process_index() == 0 else range(0)
+        self._steps = steps if is_first() else range(0)
         self._folder, self._report, self._paused = folder, report, paused
         self._traced: list[int] = []
         self._annotation: jax.profiler.StepTraceAnnotation | None = None

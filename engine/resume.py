@@ -1,4 +1,4 @@
-"""A run that was stopped, as its directory remembers it. No JAX here."""
+"""A run that was stopped, as its directory remembers it."""
 
 import dataclasses
 import hashlib
@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from rich.console import Console
 
 from voxtune.engine.config import Finetune, Resume, Training
 from voxtune.engine.output import replace_file
+from voxtune.engine.processes import is_first, together
+from voxtune.engine.progress import Progress
 from voxtune.engine.saved_config import (
     CONFIG,
     READ,
@@ -24,11 +26,8 @@ from voxtune.engine.saved_config import (
     read_config,
     read_json,
 )
+from voxtune.engine.validation import Validation
 from voxtune.models.errors import InputError
-
-if TYPE_CHECKING:  # these know JAX, and the command line wants to know a run's options before
-    from voxtune.engine.progress import Progress
-    from voxtune.engine.validation import Validation
 
 _LARGEST_LOG = 2**30  # bytes
 _METRICS, _RULES = "metrics.jsonl", "rules.json"
@@ -93,7 +92,7 @@ class SavedRun:
 
     config: Finetune
     finished: bool
-    validation: "Validation"
+    validation: Validation
     document: Mapping[str, Any]
     allow_change: bool
     others: Sequence[str]
@@ -105,8 +104,6 @@ class SavedRun:
         Raises:
             InputError: it is no run directory, or a broken one.
         """
-        from voxtune.engine.validation import Validation
-
         run_dir = command.run_dir
         document = read_config(run_dir)
         options = options_of(document, Finetune)
@@ -176,7 +173,7 @@ class SavedRun:
         return now
 
     def go_on(
-        self, documents: Mapping[str, Any], progress: "Progress", origin: Mapping[str, str]
+        self, documents: Mapping[str, Any], progress: Progress, origin: Mapping[str, str]
     ) -> None:
         """Brings the run directory to where the checkpoint is: its log ends there.
 
@@ -189,8 +186,6 @@ class SavedRun:
             InputError: the checkpoint was made with something else, and that was not allowed, or
                 the disk does not take it.
         """
-        from voxtune.engine.processes import is_first, together
-
         if progress.step > self.config.steps:
             raise InputError(
                 f"{self.config.run_dir} has done {progress.step} steps already, more than --steps "
@@ -203,7 +198,7 @@ class SavedRun:
             self._refuse(found)
         with together():
             if is_first():
-                self._write(documents, progress.step, origin, found)
+                self._write(documents, progress.step, origin, found, past)
 
     def _write(
         self,
@@ -211,9 +206,9 @@ class SavedRun:
         step: int,
         origin: Mapping[str, str],
         found: Sequence[str],
+        past: Sequence[Mapping[str, Any]],
     ) -> None:
         """Ends the log at a step, and says in the documents that the run goes on from it."""
-        past = list(self.document.get("resumed", []))
         log = self.config.run_dir / _METRICS
         try:
             lines = _until(log, step)

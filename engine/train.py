@@ -202,10 +202,10 @@ def _dry_run(setup: Setup, console: Console) -> None:
     make_state = functools.partial(step.first_state, seed=config.seed)
     state = jax.eval_shape(make_state, params, statistics)
     batch = whole_batch(setup.batches()[0], setup)
-    held = setup.held()
-    if held is not None:
-        held.check(setup.mesh)
-    cache = 0 if held is None else held.bytes
+    on_devices = setup.held()
+    if on_devices is not None:
+        on_devices.check(setup.mesh)
+    cache = 0 if on_devices is None else on_devices.bytes
     blocks = examples(setup.train, setup.plan)
     for line in (
         *parameter_lines(setup.rules, setup.start.origin, config),

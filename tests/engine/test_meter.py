@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def make(flops: int = 4000) -> Meter:
     plan = Plan((4, 4, 2), "random", 0.5, 3, 0)
-    return Meter(plan, flops, make_mesh("data=2"), Peak(10000.0, measured=False))
+    return Meter(plan, flops, make_mesh("data=2"), Peak(10000.0, "table"))
 
 
 def test_rates_are_of_the_time_that_is_no_pause(clock: Clock):

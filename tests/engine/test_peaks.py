@@ -62,27 +62,27 @@ def mesh_of(kind: str, platform: str, number: int) -> Any:
 
 @pytest.mark.usefixtures("measured")
 def test_a_known_device_is_looked_up_for_all_of_them():
-    assert peak_of(mesh_of("TPU v4", "tpu", 4), "bfloat16") == Peak(4 * 275e12, measured=False)
+    assert peak_of(mesh_of("TPU v4", "tpu", 4), "bfloat16") == Peak(4 * 275e12, "table")
 
 
 @pytest.mark.usefixtures("measured")
 def test_an_unknown_device_is_measured_for_all_of_them():
     peak = peak_of(mesh_of("NVIDIA GeForce GTX 1080", "gpu", 4), "float32")
-    assert peak == Peak(28.0, measured=True)
+    assert peak == Peak(28.0, "measured")
     assert peak.source == "measured"
 
 
 @pytest.mark.usefixtures("measured")
 def test_simulated_devices_share_one_cpu():
-    assert peak_of(make_mesh("data=8"), "float32") == Peak(7.0, measured=True)
+    assert peak_of(make_mesh("data=8"), "float32") == Peak(7.0, "measured")
 
 
 @pytest.mark.usefixtures("measured")
 def test_another_precision_is_not_the_tables():
     mesh = mesh_of("TPU v4", "tpu", 1)
     with jax.default_matmul_precision("highest"):
-        assert peak_of(mesh, "float32").measured
-        assert not peak_of(mesh, "bfloat16").measured
+        assert peak_of(mesh, "float32").source == "measured"
+        assert peak_of(mesh, "bfloat16").source == "table"
 
 
 def test_a_device_that_is_full_has_no_peak(monkeypatch: pytest.MonkeyPatch):
