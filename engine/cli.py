@@ -36,7 +36,7 @@ def entry() -> None:
     """The command `voxtune`: `main`, then the end of the process."""
     try:
         status = main()
-    except Exception:
+    except Exception:  # a fault of ours: shown whole, and the process ends at once all the same
         traceback.print_exc()
         status = 1
     sys.stdout.flush()

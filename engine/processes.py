@@ -67,7 +67,7 @@ def join(how: str | None) -> None:
                 heartbeat_timeout_seconds=HEARTBEAT,
             )
             found.append(None)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is told outside of this thread
             found.append(error)
 
     # A thread, because only one that waits for a thread can be stopped, by the time or by Ctrl-C.
