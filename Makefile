@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test fuzz soak lint types bench bench-peers clean
+.PHONY: demo test fuzz soak lint types bench bench-peers bench-predict clean
 
 demo: $(READY)
 	$(BIN)/voxtune demo demo --overwrite
@@ -58,6 +58,11 @@ bench: $(READY)
 # environment of their own; benchmarks/peers.py says how to make it.
 bench-peers: $(READY)
 	$(BIN)/python -m voxtune.benchmarks.peers --python $(PEERS)
+
+# A scan of 256³ voxels beside Keras and MONAI, an environment likewise with nibabel and monai:
+# a quarter of an hour and more; `python -m voxtune.benchmarks.predict --help` says how to take less.
+bench-predict: $(READY)
+	$(BIN)/python -m voxtune.benchmarks.predict --python $(PEERS)
 
 clean:
 	rm -rf .venv .venv-soak build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +28,8 @@ Arrays = Sequence[np.ndarray]
 Step = Callable[[], float]  # does one step, waits for it, gives the loss before it
 
 
-def torch_step(network: str, weights: Arrays, image: np.ndarray, label: np.ndarray) -> Step:
-    """PyTorch, eager, channels-last."""
+def torch_network(network: str, weights: Arrays) -> Any:
+    """The network in PyTorch, channels-last; `[B, 1, D, H, W]` → logits `[B, outputs, D, H, W]`."""
     import torch
     from torch import nn
 
@@ -79,6 +80,15 @@ def torch_step(network: str, weights: Arrays, image: np.ndarray, label: np.ndarr
         for layer, kernel, bias in zip(layers, weights[::2], weights[1::2], strict=True):
             layer.weight.copy_(torch.from_numpy(kernel).permute(4, 3, 0, 1, 2))
             layer.bias.copy_(torch.from_numpy(bias))
+    return net
+
+
+def torch_step(network: str, weights: Arrays, image: np.ndarray, label: np.ndarray) -> Step:
+    """PyTorch, eager, channels-last."""
+    import torch
+    from torch import nn
+
+    net, outputs = torch_network(network, weights), weights[-1].size
     x = torch.from_numpy(image).permute(0, 4, 1, 2, 3).to(memory_format=torch.channels_last_3d)
     y = torch.from_numpy(label).long()
     optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=DECAY)
@@ -98,12 +108,14 @@ def torch_step(network: str, weights: Arrays, image: np.ndarray, label: np.ndarr
     return step
 
 
-def keras_step(network: str, weights: Arrays, image: np.ndarray, label: np.ndarray) -> Step:
-    """Keras 3 on the backend that `KERAS_BACKEND` names, by `train_on_batch`."""
+def keras_network(
+    network: str, weights: Arrays, shape: tuple[int, ...], activation: str | None = None
+) -> Any:
+    """The network in Keras 3; `[B, *shape]`, channels last → logits, or what `activation` gives."""
     import keras
-    from keras import layers, ops
+    from keras import layers
 
-    x = inputs = layers.Input(image.shape[1:])
+    x = inputs = layers.Input(shape)
     if network == "unet":
         skips = []
         for first, second in ((16, 32), (32, 64), (64, 128), (128, 256)):
@@ -121,9 +133,17 @@ def keras_step(network: str, weights: Arrays, image: np.ndarray, label: np.ndarr
         for gap in DILATIONS:
             settings = {"padding": "same", "dilation_rate": gap, "activation": "elu"}
             x = layers.Conv3D(FILTERS, 3, **settings)(x)
-    outputs = weights[-1].size
-    model = keras.Model(inputs, layers.Conv3D(outputs, 1)(x))
+    model = keras.Model(inputs, layers.Conv3D(weights[-1].size, 1, activation=activation)(x))
     model.set_weights(weights)
+    return model
+
+
+def keras_step(network: str, weights: Arrays, image: np.ndarray, label: np.ndarray) -> Step:
+    """Keras 3 on the backend that `KERAS_BACKEND` names, by `train_on_batch`."""
+    import keras
+    from keras import ops
+
+    model, outputs = keras_network(network, weights, image.shape[1:]), weights[-1].size
 
     def loss(truth: object, logits: object) -> object:
         truth, logs = ops.one_hot(truth, outputs), ops.log_softmax(logits)

@@ -12,21 +12,19 @@ holds medians. That they compute the same is checked by the loss of the first st
 """
 
 import argparse
-import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from voxtune.benchmarks.child import Child, start
 from voxtune.benchmarks.peer import FRAMEWORKS
 from voxtune.benchmarks.step import CASES, batch_of, keras_weights, machine
 
@@ -35,41 +33,20 @@ PAUSE = 0.3  # seconds between turns, for threads that wait for work to fall asl
 
 
 @dataclass
-class Peer:
-    """A framework in its process.
+class Peer(Child):
+    """A framework that does training steps in its process, see `peer.py`.
 
     Attributes:
-        name: a key of `peer.FRAMEWORKS`.
-        process: which answers each line with one.
-        hello: what it says of itself.
         losses: before each step.
         times: of each step, seconds; the first compiles.
     """
 
-    name: str
-    process: subprocess.Popen
-    hello: dict[str, Any] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
 
-    def listen(self) -> dict[str, Any]:
-        """Its next line.
-
-        Raises:
-            RuntimeError: it ended instead.
-        """
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended with status {self.process.wait()}")
-        return json.loads(line)
-
     def step(self) -> None:
         """Has it do a step."""
-        assert self.process.stdin
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        found = self.listen()
+        found = self.ask("step")
         self.losses.append(found["loss"])
         self.times.append(found["seconds"])
         time.sleep(PAUSE)
@@ -89,13 +66,8 @@ def measure(network: str, python: str, repeats: int) -> list[Peer]:
         np.savez(file, allow_pickle=False, image=image, label=label, **weights)
         try:
             for name in FRAMEWORKS:
-                # -P: the script's folder holds modules whose names others might look for.
-                command = [sys.executable if name == OWN else python, "-P"]
-                command += [str(Path(__file__).with_name("peer.py")), name, network, str(file)]
-                process = subprocess.Popen(
-                    command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-                )
-                peer = Peer(name, process)
+                interpreter = sys.executable if name == OWN else python
+                peer = Peer(name, start(interpreter, "peer.py", name, network, str(file)))
                 peers.append(peer)
                 peer.hello = peer.listen()
                 if "missing" not in peer.hello:
@@ -106,8 +78,7 @@ def measure(network: str, python: str, repeats: int) -> list[Peer]:
                     peer.step()
         finally:
             for peer in peers:
-                peer.process.kill()
-                peer.process.wait()
+                peer.end()
     for peer in there:
         if abs(peer.losses[0] - there[0].losses[0]) > 1e-4:
             losses = f"{peer.losses[0]:.5f} and {there[0].losses[0]:.5f}"

@@ -1,4 +1,7 @@
-"""Several draws of a network that is random, as mean, variance and entropy."""
+"""Several draws of a network that is random, as mean, variance and entropy.
+
+`voxtune predict --samples` does the same window by window; what it gives is compared with this.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -7,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.extend.core import Var
 from jax.scipy.special import entr
 
 from voxtune.models.families import Network
@@ -53,6 +57,29 @@ def sampled(network: Network, x: Array, rngs: nnx.Rngs, *, samples: int) -> Samp
     for count in range(1, samples + 1):
         mean, squares = _joined(graph, state, x, rngs.dropout(), count, mean, squares)
     return Sampled(mean, squares / samples, entr(mean).sum(-1))
+
+
+def is_random(network: Network, shape: tuple[int, ...]) -> bool:
+    """Whether what a network gives depends on a source of randomness, where it has one.
+
+    Nothing is computed: the network may have shapes in the place of arrays.
+
+    Args:
+        network: as in `sampled`.
+        shape: of a block that it takes, `[D, H, W, C]`.
+    """
+    graph, state = nnx.split(network)
+
+    def draw(state: nnx.State, x: Array, key: Array) -> Array:
+        return nnx.merge(graph, state)(x, rngs=nnx.Rngs(dropout=key))
+
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    program = jax.make_jaxpr(draw)(state, image, jax.random.key(0)).jaxpr
+    reached = {program.invars[-1]}  # what depends on the key
+    for equation in program.eqns:
+        if any(isinstance(each, Var) and each in reached for each in equation.invars):
+            reached.update(equation.outvars)
+    return any(isinstance(each, Var) and each in reached for each in program.outvars)
 
 
 @partial(jax.jit, static_argnums=0)

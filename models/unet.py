@@ -5,10 +5,10 @@ from flax import nnx
 from jax import Array
 
 from voxtune.models.family import UShape
-from voxtune.models.folded import conv_of_up_and_skip
+from voxtune.models.folded import conv_of_up_and_skip, pays_without_gradients
 from voxtune.models.layers import ConvTranspose, ConvUnit, Head
 from voxtune.models.norms import WIDE_NORMS, NormName
-from voxtune.models.run import Run
+from voxtune.models.run import Run, ignore
 
 
 class DoubleConv(nnx.Module):
@@ -30,7 +30,8 @@ class UpLevel(nnx.Module):
     """Doubles the resolution, joins the skip connection, then two convolution units.
 
     Where it is to `fold`, all up to the first unit's convolution is one operation, and there is
-    nothing to tap for `up` and `concat`.
+    nothing to tap for `up` and `concat`; likewise where that is the faster way to predict, and
+    nobody taps.
     """
 
     def __init__(
@@ -50,12 +51,15 @@ class UpLevel(nnx.Module):
 
     def __call__(self, x: Array, skip: Array, run: Run, path: str) -> Array:
         """`[B, D, H, W, C]` and the skip `[B, 2D, 2H, 2W, S]` → `[B, 2D, 2H, 2W, filters]`."""
-        if self.fold:
-            unit, path = self.convs.unit1, f"{path}/convs"
+        unit = self.convs.unit1
+        slices = not run.train and run.tap is ignore
+        slices = slices and pays_without_gradients(x, self.up.kernel[...], unit.conv.kernel[...])
+        if self.fold or slices:
+            path = f"{path}/convs"
             assert self.up.bias is not None
             assert unit.conv.bias is not None
             arrays = self.up.kernel, self.up.bias, unit.conv.kernel, unit.conv.bias
-            x = conv_of_up_and_skip(x, skip, *(each[...] for each in arrays))
+            x = conv_of_up_and_skip(x, skip, *(each[...] for each in arrays), slices=slices)
             x = unit.finish(x, run, f"{path}/unit1")
             return self.convs.unit2(x, run, f"{path}/unit2")
         x = self.up(x)

@@ -44,6 +44,34 @@ def test_result_borders_and_gradients(coarse):
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9)
 
 
+def test_slices_give_the_same():
+    shapes = (2, 3, 2, 4, 3), (2, 6, 4, 8, 2), (2, 2, 2, 3, 4), (4,), (3, 3, 3, 6, 5), (5,)
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(RNG.normal(size=shape)) for shape in shapes]
+        found = jax.jit(partial(conv_of_up_and_skip, slices=True))(*arrays)
+        np.testing.assert_allclose(found, jax.jit(parts)(*arrays), rtol=0, atol=1e-9)
+
+
+def test_a_prediction_of_a_large_block_is_folded_and_the_same(monkeypatch):
+    folded = []
+
+    def watched(*arrays, slices):
+        folded.append(slices)
+        return conv_of_up_and_skip(*arrays, slices=slices)
+
+    monkeypatch.setattr("voxtune.models.unet.conv_of_up_and_skip", watched)
+    network = UNet(outputs=2, filters=1, depth=1, rngs=nnx.Rngs(0))
+    x = jnp.asarray(RNG.normal(size=(1, 8, 8, 8, 1)), jnp.float32)
+    found = network(x)
+    assert folded == [True]
+    taken = {}
+    np.testing.assert_allclose(found, network(x, tap=taken.__setitem__), rtol=0, atol=1e-5)
+    assert "decoder1/concat" in taken  # who taps sees all
+    network(x[:, :4, :4, :2])
+    network(x, train=True)
+    assert folded == [True]
+
+
 @pytest.mark.parametrize("norm", [None, "batch"])
 def test_a_folded_unet_is_the_same_network(norm):
     settings = {"outputs": 2, "filters": 2, "depth": 2, "norm": norm}

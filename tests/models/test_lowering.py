@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from voxtune.models.depth_slices import conv_depth_slices, conv_strided_slices
+from voxtune.models.depth_slices import conv_by_fours, conv_depth_slices, conv_strided_slices
 from voxtune.models.lowering import (
     conv,
     conv_plain,
@@ -23,6 +23,7 @@ from voxtune.models.lowering import (
     max_pool,
     plain_lowerings,
 )
+from voxtune.models.winograd import pays
 
 RNG = np.random.default_rng(0)
 NAMES = ("NDHWC", "DHWIO", "NDHWC")
@@ -90,6 +91,54 @@ def same(function: Lowering, plain: Lowering, *arrays: np.ndarray) -> None:
 def test_convolution(lowering, shape, filters, dilation):
     x, kernel = normal(*shape), normal(3, 3, 3, shape[-1], filters)
     same(partial(lowering, dilation=dilation), partial(reference, dilation=dilation), x, kernel)
+
+
+@pytest.mark.parametrize(
+    ("shape", "filters", "dilation"),
+    [
+        ((2, 5, 6, 8, 16), 17, 1),
+        ((1, 1, 3, 11, 16), 16, 1),  # one voxel more than fill the fours
+        ((1, 5, 3, 23, 17), 16, 2),
+        ((1, 2, 1, 32, 16), 16, 4),  # all but the middle tap see zeros alone
+    ],
+)
+@pytest.mark.usefixtures("float64")
+def test_convolution_by_fours(shape, filters, dilation):
+    x, kernel = jnp.asarray(normal(*shape)), jnp.asarray(normal(3, 3, 3, shape[-1], filters))
+    found = jax.jit(conv_by_fours, static_argnums=2)(x, kernel, dilation)
+    wanted = reference(x, kernel, dilation)
+    assert wanted.dtype == jnp.float64
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-10)
+
+
+def test_fours_lose_little_in_float32():
+    x, kernel = np.maximum(normal(1, 4, 8, 16, 128), 0), normal(3, 3, 3, 128, 32)
+    x, kernel = np.float32(x), np.float32(kernel)
+    with jax.enable_x64(True):
+        wanted = np.asarray(reference(jnp.float64(x), jnp.float64(kernel)))
+    assert wanted.dtype == np.float64
+    found = jax.jit(conv_by_fours, static_argnums=2)(jnp.asarray(x), jnp.asarray(kernel), 1)
+    assert np.abs(found - wanted).max() < 3e-6 * np.abs(wanted).max()
+
+
+def test_fours_are_taken_where_they_pay():
+    def volume(edge: int, channels: int = 32, dtype: str = "f4") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, edge, edge, edge, channels), dtype)
+
+    def kernel(channels: int = 32, dtype: str = "f4") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((3, 3, 3, channels, channels), dtype)
+
+    assert pays(volume(64), kernel(), 1)
+    assert pays(volume(64), kernel(), 8)
+    assert not pays(volume(64), kernel(), 16)  # half of what is read lies outside
+    assert not pays(volume(66), kernel(), 8)  # 96 voxels are computed for 66
+    assert not pays(volume(16), kernel(), 1)
+    assert not pays(volume(128, 8), kernel(8), 1)
+    assert not pays(volume(64, 32, "bfloat16"), kernel(32, "bfloat16"), 1)
+    taken = str(jax.make_jaxpr(conv_depth_slices)(volume(64), kernel()))
+    with mock.patch("voxtune.models.depth_slices.pays", return_value=False):
+        other = str(jax.make_jaxpr(partial(conv_depth_slices))(volume(64), kernel()))
+    assert taken != other
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 8, 3), (1, 5, 7, 3, 8), (1, 1, 2, 1, 1)])
@@ -247,3 +296,15 @@ def test_devices_do_what_one_does_and_gather_nothing(name, data, spatial, backen
     assert "all-to-all" not in program
     for mine, wanted in zip(found, alone, strict=True):
         np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_fours_gather_no_batch():
+    x, kernel = jnp.float32(normal(4, 2, 3, 8, 16)), jnp.float32(normal(3, 3, 3, 16, 16))
+    by_fours = partial(conv_by_fours, dilation=1)
+    alone, mesh = conv_depth_slices(x, kernel), mesh_of(4, 1)
+    split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    where = split, whole
+    convolve = jax.jit(by_fours, in_shardings=where, out_shardings=split)
+    compiled = convolve.lower(x, kernel).compile()
+    assert "all-" not in compiled.as_text()
+    np.testing.assert_allclose(compiled(*jax.device_put((x, kernel), where)), alone, atol=1e-4)
