@@ -5,19 +5,20 @@ of axial and coronal planes. The nose is on the left of sagittal ones.
 """
 
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 
-from voxtune.engine.conform import conform
-from voxtune.engine.evaluate import find_predictions
+from voxtune.engine.class_names import read_class_names
+from voxtune.engine.colours import class_colours
+from voxtune.engine.pairs import find_predictions
+from voxtune.engine.planes import Outline, draw_row, upright
 from voxtune.engine.subjects import Subject
 from voxtune.engine.volume import (
     Volume,
@@ -33,62 +34,96 @@ PictureRow = tuple[str, Volume, Volume | None, Volume | None]
 TRUTH_COLOUR, PREDICTION_COLOUR = "#00d5ff", "#ff9d00"  # apart for the colour-blind, and on grey
 MAX_BYTES = 1_000_000  # so that it can be mailed or put in a report
 _PANEL_INCHES, _TOP_INCHES, _BOTTOM_INCHES = 2.4, 0.25, 0.35
+_LARGE_INCHES = 3.0  # of a panel where there is one scan
+_LEGEND_INCHES, _LEGEND_COLUMNS = 0.19, 4  # of a row of the classes
 _MAX_PIXELS = 30_000  # along one side; Agg ends at 65536
-
-# Name, the RAS axis it cuts, the axes shown across and up, and the letters at its left and right.
-_PLANES = (
-    ("axial", 2, (0, 1), "RL"),
-    ("coronal", 1, (0, 2), "RL"),
-    ("sagittal", 0, (1, 2), "AP"),
-)
+_MOST_NAMES = 12  # classes that are named
+_LONGEST_NAME = 26  # characters
 
 
-def draw_contours(rows: Sequence[PictureRow], path: str | Path) -> None:
+def draw_contours(
+    rows: Sequence[PictureRow], path: str | Path, names: Mapping[int, str] | None = None
+) -> None:
     """Write a PNG below 1 MB: a row for each scan, its axial, coronal and sagittal plane.
 
     The planes go through the centre of mass of the truth (without one, of the prediction; without
     either, the middle of the scan), moved to the next plane that meets it when it is hollow there.
+    Where predictions have several classes each has a colour, and the truth's lines are dashed.
 
     Args:
         rows: title, image, truth label or None, prediction or None; the labels on the image's grid.
         path: where to write. An existing file is replaced.
+        names: label value → name of the class, of some or all.
 
     Raises:
         InputError: the picture cannot be written.
     """
-    width, height = 3 * _PANEL_INCHES, len(rows) * _PANEL_INCHES + _TOP_INCHES + _BOTTOM_INCHES
-    figure = Figure(figsize=(width, height), facecolor="black")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), 3, squeeze=False)
-    figure.subplots_adjust(
-        left=0.03,
-        right=0.97,
-        bottom=_BOTTOM_INCHES / height,
-        top=1 - _TOP_INCHES / height,
-        wspace=0.1,
-        hspace=0.12,
-    )
-    for row, row_axes in zip(rows, axes, strict=True):
-        _draw_row(row, row_axes)
-    names = ((TRUTH_COLOUR, "truth", 2), (PREDICTION_COLOUR, "prediction", 3))
-    lines = [
-        Line2D([], [], color=colour, label=name)
-        for colour, name, place in names
-        if any(row[place] is not None for row in rows)
-    ]
-    if lines:
-        figure.legend(
-            handles=lines,
-            loc="lower left",
-            ncols=2,
-            frameon=False,
-            labelcolor="white",
-            fontsize=8,
+    truths = [truth for *_, truth, _ in rows if truth is not None]
+    predictions = [prediction for *_, prediction in rows if prediction is not None]
+    counts: Counter[int] = Counter()
+    for each in (*truths, *predictions):
+        counts += _counts(each.data)
+    colours = class_colours([*(names or {}), *counts]) if predictions and len(counts) > 1 else {}
+    figure, axes = _figure(len(rows), _legend_inches(len(counts) if colours else 0))
+    for (title, image, truth, prediction), row_axes in zip(rows, axes, strict=True):
+        dashed = bool(colours and prediction is not None)
+        outlines = [
+            Outline(upright(replace(label, affine=image.affine))[0], colour, dashes)
+            for label, colour, dashes in (
+                (truth, colours or TRUTH_COLOUR, dashed),
+                (prediction, colours or PREDICTION_COLOUR, False),
+            )
+            if label is not None
+        ]
+        draw_row(title, image, outlines, row_axes)
+    lines = []
+    if truths:
+        lines.append(Line2D([], [], color=TRUTH_COLOUR, label="truth"))
+    if predictions:
+        lines.append(Line2D([], [], color=PREDICTION_COLOUR, label="prediction"))
+    if colours:
+        for line, style in zip(reversed(lines), ("-", "--"), strict=False):
+            line.set(color="white", linestyle=style)
+    _legend(figure, lines)
+    if colours:
+        _legend(figure, _class_lines(counts, colours, names or {}), above=_LEGEND_INCHES)
+    _save(figure, path)
+
+
+def draw_scan(path: Path, image: Volume, labels: np.ndarray, names: Mapping[int, str]) -> None:
+    """Write a PNG below 1 MB of a result: three planes of the scan with the outlines of classes.
+
+    The planes lie as in `draw_contours`. The title is the picture's own name, without its folder;
+    nothing of the scan's header or path is in the file.
+
+    Args:
+        path: where to write. An existing file is replaced.
+        image: the scan.
+        labels: label values, integers `[D, H, W]` on the scan's grid; or floats, of a network that
+            gives an image, which is drawn below the scan.
+        names: label value → name of the class.
+
+    Raises:
+        InputError: the picture cannot be written.
+    """
+    result = replace(image, data=labels)
+    if labels.dtype.kind == "f":
+        figure, axes = _figure(2, panel=_LARGE_INCHES)
+        for title, shown, row_axes in zip(
+            (path.stem, "result"), (image, result), axes, strict=True
+        ):
+            draw_row(title, shown, [], row_axes, trim=True)
+    else:
+        counts = _counts(labels)
+        colours = class_colours([*names, *counts])
+        figure, axes = _figure(
+            1, max(0, _legend_inches(len(counts)) - _LEGEND_INCHES), _LARGE_INCHES
         )
-    convention = "radiological convention: the patient's left is on the right"
-    figure.text(0.98, 0.1 / height, convention, color="white", fontsize=7, ha="right", va="bottom")
-    with written_beside(Path(path)) as temporary:
-        temporary.write_bytes(_png(figure))
+        outlines = [Outline(upright(result)[0], colours)]
+        draw_row(path.stem, image, outlines, axes[0], trim=True)
+        lines = _class_lines(counts, colours, names)
+        _legend(figure, lines or [Line2D([], [], linestyle="", label="nothing was found")])
+    _save(figure, path)
 
 
 def check_picture(path: Path, overwrite: bool) -> None:
@@ -121,7 +156,85 @@ def draw_predictions(
         if subject.label is not None:
             truth = check_same_grid(image, load_label(subject.label))
         rows.append((subject.name, image, truth, check_same_grid(image, load_label(prediction))))
-    draw_contours(rows, path)
+    draw_contours(rows, path, read_class_names(predictions_dir))
+
+
+def _figure(
+    rows: int, legend_inches: float = 0, panel: float = _PANEL_INCHES
+) -> tuple[Figure, np.ndarray]:
+    """A black figure and its axes [rows, 3], with the convention written below."""
+    bottom = _BOTTOM_INCHES + legend_inches
+    width, height = 3 * panel, rows * panel + _TOP_INCHES + bottom
+    figure = Figure(figsize=(width, height), facecolor="black")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, 3, squeeze=False)
+    figure.subplots_adjust(
+        left=0.03,
+        right=0.97,
+        bottom=bottom / height,
+        top=1 - _TOP_INCHES / height,
+        wspace=0.1,
+        hspace=0.12,
+    )
+    convention = "radiological convention: the patient's left is on the right"
+    figure.text(0.98, 0.1 / height, convention, color="white", fontsize=7, ha="right", va="bottom")
+    return figure, axes
+
+
+def _legend_inches(classes: int) -> float:
+    return _LEGEND_INCHES * -(-min(classes, _MOST_NAMES + 1) // _LEGEND_COLUMNS)
+
+
+def _legend(figure: Figure, lines: Sequence[Line2D], above: float = 0.0) -> None:
+    """A legend, so many inches above the lower edge."""
+    if not lines:
+        return
+    legend = figure.legend(
+        handles=lines,
+        loc="lower left",
+        bbox_to_anchor=(0, above / figure.get_figheight()),
+        ncols=_LEGEND_COLUMNS,
+        frameon=False,
+        labelcolor="white",
+        fontsize=8,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # dollars in names are no mathematics
+
+
+def _class_lines(
+    counts: Counter[int], colours: Mapping[int, str], names: Mapping[int, str]
+) -> list[Line2D]:
+    """What the colours are: the classes of most voxels by name, the others by their number."""
+    largest = sorted(value for value, _ in counts.most_common(_MOST_NAMES))
+    lines = [
+        Line2D([], [], color=colours[value], label=_short(names.get(value, str(value))))
+        for value in largest
+    ]
+    if rest := len(counts) - len(largest):
+        plural = "s" if rest > 1 else ""
+        lines.append(Line2D([], [], linestyle="", label=f"and {rest} smaller structure{plural}"))
+    return lines
+
+
+def _short(name: str) -> str:
+    """A name that fits."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def _counts(labels: np.ndarray) -> Counter[int]:
+    """Voxels of each label value but 0, plane by plane: counting all at once takes much memory."""
+    counts: Counter[int] = Counter()
+    for plane in labels:
+        values, voxels = np.unique(plane, return_counts=True)
+        counts.update(dict(zip(values.tolist(), voxels.tolist(), strict=True)))
+    del counts[0]
+    return counts
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with written_beside(Path(path)) as temporary:
+        temporary.write_bytes(_png(figure))
 
 
 def _png(figure: Figure) -> bytes:
@@ -129,79 +242,9 @@ def _png(figure: Figure) -> bytes:
     dpi = min(150.0, _MAX_PIXELS / max(figure.get_size_inches()))
     while True:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=dpi, facecolor="black")
+        nothing = {"Software": None}
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor="black", metadata=nothing)
         size = buffer.tell()
         if size < MAX_BYTES:
             return buffer.getvalue()
         dpi *= 0.9 * (MAX_BYTES / size) ** 0.5  # bytes grow with the area
-
-
-def _draw_row(row: PictureRow, row_axes: Sequence[Axes]) -> None:
-    title, image, truth, prediction = row
-    straight = conform(image, "RAS", None, "linear")
-    spacing = np.linalg.norm(straight.affine[:3, :3], axis=0)
-    outlines = [
-        (conform(replace(label, affine=image.affine), "RAS", None, "nearest").data, colour)
-        for label, colour in ((truth, TRUTH_COLOUR), (prediction, PREDICTION_COLOUR))
-        if label is not None
-    ]
-    centre = _centre(straight.data.shape, [data for data, _ in outlines])
-    low, high = np.percentile(straight.data, (1, 99.5)).tolist()
-    for axes, (plane, cut, (across, up), letters) in zip(row_axes, _PLANES, strict=True):
-        shown = straight.data.take(centre[cut], axis=cut)
-        width, height = shown.shape[0] * spacing[across], shown.shape[1] * spacing[up]
-        axes.imshow(
-            shown.T,
-            cmap="gray",
-            vmin=low,
-            vmax=max(high, low + 1e-6),
-            origin="lower",
-            extent=(0, width, 0, height),
-            aspect="equal",  # the extent is in mm
-            interpolation="nearest",
-        )
-        for data, colour in outlines:
-            _outline(axes, data.take(centre[cut], axis=cut), spacing[across], spacing[up], colour)
-        # Both the patient's right and the nose go to the left of the picture.
-        axes.set_xlim(width, 0)
-        axes.set_ylim(0, height)
-        axes.set_axis_off()
-        for x, letter in ((0.01, letters[0]), (0.99, letters[1])):
-            axes.text(
-                x,
-                0.5,
-                letter,
-                transform=axes.transAxes,
-                color="white",
-                fontsize=7,
-                ha="left" if x < 0.5 else "right",
-                path_effects=[withStroke(linewidth=1.5, foreground="black")],  # legible on white
-            )
-        heading = f"{title}, {plane}" if plane == "axial" else plane
-        axes.set_title(heading, color="white", fontsize=8, pad=3, loc="left")
-
-
-def _outline(axes: Axes, labels: np.ndarray, step_x: float, step_y: float, colour: str) -> None:
-    """Draw the border of each nonzero value of labels [X, Y] with voxels step_x by step_y mm."""
-    # A rim of background closes outlines at the edge, and gives one voxel the width contours need.
-    padded = np.pad(labels, 1)
-    x = (np.arange(padded.shape[0]) - 0.5) * step_x
-    y = (np.arange(padded.shape[1]) - 0.5) * step_y
-    for value in np.unique(labels[labels != 0]):
-        mask = (padded == value).astype(np.float32)
-        axes.contour(x, y, mask.T, levels=[0.5], colors=[colour], linewidths=0.8)
-
-
-def _centre(shape: tuple[int, ...], labels: Sequence[np.ndarray]) -> tuple[int, int, int]:
-    """Voxel [3] to cut at: see `draw_contours`."""
-    mask = next((data != 0 for data in labels if data.any()), np.ones(shape, bool))
-    first, second, third = (_cut(mask, axis) for axis in range(3))
-    return first, second, third
-
-
-def _cut(mask: np.ndarray, axis: int) -> int:
-    """The plane through the centre of mass along an axis, or the nearest that meets the mask."""
-    voxels = mask.sum(axis=tuple(other for other in range(3) if other != axis))
-    centre = float(voxels @ np.arange(voxels.size)) / float(voxels.sum())
-    filled = np.flatnonzero(voxels)
-    return int(filled[np.abs(filled - centre).argmin()])

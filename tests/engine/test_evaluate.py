@@ -1,211 +1,190 @@
-"""Dice and volumes against values by hand, and every way to be refused."""
+"""The command: what it compares, says, writes and refuses. Scores themselves are tested beside."""
 
-import csv
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 from rich.console import Console
-from rich.table import Table
 
-from voxtune.engine.evaluate import (
-    Row,
-    evaluate,
-    subject_table,
-    summary_table,
-    table,
-    write_class_names,
-    write_csv,
-)
-from voxtune.engine.subjects import Subject
+from voxtune.engine.class_names import write_class_names
+from voxtune.engine.config import Evaluate
+from voxtune.engine.evaluate import evaluate
+from voxtune.engine.score import Score
 from voxtune.models.errors import InputError
 
-AFFINE = np.diag([-1.0, 2.0, 5.0, 1.0])  # voxels of 10 mm3 = 0.01 ml
 
-
-def label(path: Path, counts: dict[int, int], affine: np.ndarray = AFFINE, start: int = 0) -> Path:
+def label(path: Path, counts: dict[int, int], start: int = 0) -> Path:
     """A label map of 4 x 5 x 6 voxels: runs of values, from voxel `start` on."""
     data = np.zeros(120, np.uint8)
     for value, count in counts.items():
         data[start : start + count] = value
         start += count
-    path.parent.mkdir(exist_ok=True)
-    nib.save(nib.Nifti1Image(data.reshape(4, 5, 6), affine), path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data.reshape(4, 5, 6), np.eye(4)), path)
     return path
 
 
-def subject(folder: Path, name: str, counts: dict[int, int], image: str | None = None) -> Subject:
-    truth = label(folder / "labels" / f"{name}.nii.gz", counts)
-    images = {"image": folder / (image or f"images/{name}_t1.nii.gz")}
-    return Subject(name, images, truth, None)
+@pytest.fixture
+def config(tmp_path: Path) -> Evaluate:
+    """A table of two subjects in two splits, with predictions of both."""
+    lines = ["subject,image,label,split"]
+    for name, split, shift in (("a", "test", 0), ("b", "validation", 5)):
+        label(tmp_path / "labels" / f"{name}.nii.gz", {1: 10, 2: 20})
+        label(tmp_path / "out" / f"{name}.nii.gz", {1: 10, 2: 20}, start=shift)
+        lines.append(f"{name},labels/{name}.nii.gz,labels/{name}.nii.gz,{split}")
+    write_class_names(tmp_path / "out", {0: "background", 1: "head", 2: "body"})
+    (tmp_path / "subjects.csv").write_text("\n".join(lines))
+    return Evaluate(tmp_path / "out", tmp_path / "subjects.csv")
 
 
-def text(renderable: Table) -> str:
-    console = Console(width=200)
+def run(config: Evaluate) -> tuple[list[Score], str]:
+    """The rows, and what was shown."""
+    console = Console(width=100, markup=False)
     with console.capture() as capture:
-        console.print(renderable)
-    return capture.get()
+        rows = evaluate(config, console)
+    return rows, capture.get()
 
 
-class TestEvaluate:
-    def test_by_hand(self, tmp_path: Path) -> None:
-        """Runs 1: voxels 0-9 and 5-14 (5 shared), 2: 10-29 and 15-34 (15 shared), b has no 2."""
-        subjects = (subject(tmp_path, "a", {1: 10, 2: 20}), subject(tmp_path, "b", {1: 8}))
-        label(tmp_path / "out" / "a.nii.gz", {1: 10, 2: 20}, start=5)
-        label(tmp_path / "out" / "b.nii", {1: 4, 7: 3})
-        write_class_names(tmp_path / "out", {0: "background", 1: "head", 2: "body"})
-        rows = evaluate(tmp_path / "out", subjects)
-        assert [(row.subject, row.value, row.name) for row in rows] == [
-            (name, value, class_name)
-            for name in "ab"
-            for value, class_name in ((1, "head"), (2, "body"), (7, "class 7"))
-        ]
-        expected = [0.5, 0.75, math.nan, 2 * 4 / 12, math.nan, 0.0]
-        assert [row.dice for row in rows] == pytest.approx(expected, nan_ok=True)
-        assert [row.predicted_ml for row in rows] == pytest.approx([0.1, 0.2, 0, 0.04, 0, 0.03])
-        assert [row.true_ml for row in rows] == pytest.approx([0.1, 0.2, 0, 0.08, 0, 0])
-        assert [row.difference_ml for row in rows] == pytest.approx([0, 0, 0, -0.04, 0, 0.03])
-
-    def test_perfect_predictions(self, shared_data: Path, tmp_path: Path) -> None:
-        folder = shared_data / "mri" / "hippocampus"
-        truth = folder / "labels" / "hippocampus_001.nii.gz"
-        (tmp_path / "one.nii.gz").write_bytes(truth.read_bytes())
-        rows = evaluate(tmp_path, (Subject("one", {"image": truth}, truth, None),))
-        assert [(row.value, row.dice) for row in rows] == [(1, 1.0), (2, 1.0)]
-        voxels = np.asarray(nib.load(truth).dataobj)  # of 1 mm3
-        assert rows[0].true_ml == pytest.approx((voxels == 1).sum() / 1000)
-
-    def test_the_images_own_name_is_found(self, tmp_path: Path) -> None:
-        subjects = (subject(tmp_path, "a", {1: 10}), subject(tmp_path, "b", {1: 10}, "x/b.v2.mgz"))
-        label(tmp_path / "out" / "a_t1.nii", {1: 10})
-        label(tmp_path / "out" / "b.v2.nii.gz", {1: 10})
-        assert [row.dice for row in evaluate(tmp_path / "out", subjects)] == [1, 1]
-
-    def test_the_subjects_name_comes_first(self, tmp_path: Path) -> None:
-        subjects = (subject(tmp_path, "a", {1: 10}),)
-        label(tmp_path / "out" / "a.nii", {1: 10})
-        label(tmp_path / "out" / "a_t1.nii.gz", {1: 3})
-        assert evaluate(tmp_path / "out", subjects)[0].dice == 1
-
-    def test_image_names_that_two_subjects_share_are_not_used(self, tmp_path: Path) -> None:
-        subjects = tuple(subject(tmp_path, name, {1: 9}, f"{name}/t1.nii.gz") for name in "ab")
-        label(tmp_path / "out" / "t1.nii.gz", {1: 9})
-        with pytest.raises(InputError, match="no prediction of any of the 2 subjects"):
-            evaluate(tmp_path / "out", subjects)
-
-    def test_a_label_is_no_prediction_of_itself(self, tmp_path: Path) -> None:
-        subjects = (subject(tmp_path, "a", {1: 9}),)
-        with pytest.raises(InputError, match=r"a\.nii\.gz"):
-            evaluate(tmp_path / "labels", subjects)
-
-    def test_some_missing(self, tmp_path: Path) -> None:
-        subjects = tuple(subject(tmp_path, f"s{n}", {1: 9}) for n in range(8))
-        label(tmp_path / "out" / "s3.nii.gz", {1: 9})
-        with pytest.raises(InputError) as caught:
-            evaluate(tmp_path / "out", subjects)
-        message = str(caught.value)
-        assert "s0, s1, s2, s4, s5 and 2 more (7 of 8 subjects)" in message
-        assert str(tmp_path / "out") in message
-
-    def test_no_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="not a folder"):
-            evaluate(tmp_path / "no", (subject(tmp_path, "a", {1: 9}),))
-
-    def test_no_subjects(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="empty"):
-            evaluate(tmp_path, ())
-
-    def test_no_label(self, tmp_path: Path) -> None:
-        label(tmp_path / "out" / "a.nii", {1: 10})
-        with pytest.raises(InputError, match="no label"):
-            evaluate(tmp_path / "out", (Subject("a", {"image": Path("a.mgz")}, None, None),))
-
-    def test_another_grid(self, tmp_path: Path) -> None:
-        subjects = (subject(tmp_path, "a", {1: 10}),)
-        label(tmp_path / "out" / "a.nii", {1: 10}, affine=np.eye(4))
-        with pytest.raises(InputError, match=r"a\.nii has the affine"):
-            evaluate(tmp_path / "out", subjects)
-
-
-def rows_of(*scores: tuple[float, float]) -> list[Row]:
-    return [
-        Row(f"s{n}", value, f"class {value}", score, 1.5, 1.0, 0.5)
-        for n, pair in enumerate(scores)
-        for value, score in enumerate(pair, 1)
+def test_by_table(config: Evaluate) -> None:
+    rows, shown = run(config)
+    found = [(row.subject, row.value, row.name, row.dice) for row in rows]
+    assert found == [
+        ("a", 1, "head", 1),
+        ("a", 2, "body", 1),
+        ("b", 1, "head", 0.5),
+        ("b", 2, "body", 0.75),
     ]
+    assert "head" in shown
+    assert "0.750" in shown
+    assert "not compared" not in shown
 
 
-class TestTables:
-    def test_summary_by_hand(self) -> None:
-        rows = rows_of((0.5, 0.9), (0.7, math.nan), (0.9, 0.7))
-        lines = [line.replace("│", " ").split() for line in text(summary_table(rows)).splitlines()]
-        cells = {" ".join(line[:2]): " ".join(line[2:]) for line in lines if len(line) > 8}
-        # counted, left out, mean, SD (n - 1), median, min, max, ml off
-        assert cells["class 1"] == "3 0 0.700 0.200 0.700 0.500 0.900 +0.500"
-        assert cells["class 2"] == "2 1 0.800 0.141 0.800 0.700 0.900 +0.500"
-        # Means over classes: 0.7, 0.7 (its only class), 0.8
-        assert cells["mean of"] == "classes 3 0 0.733 0.058 0.700 0.700 0.800"
-
-    def test_subjects(self) -> None:
-        shown = text(subject_table(rows_of((0.5, math.nan), (0.7, 0.9))))
-        assert "0.500 (1.50 / 1.00)" in shown
-        assert "- (1.50 / 1.00)" in shown
-        assert "0.800" in shown  # mean of 0.7 and 0.9
-
-    def test_a_class_that_is_nowhere_and_a_single_subject(self) -> None:
-        shown = text(table(rows_of((math.nan, 0.5))))
-        assert "nan" not in shown
-
-    def test_both_are_in_the_table(self) -> None:
-        result = table(rows_of((0.5, 0.9)))
-        assert isinstance(result, Table)
-        assert "of each subject" in text(result)
-        assert "Dice over subjects" in text(result)
-
-    def test_many_classes_fit_the_terminal(self) -> None:
-        rows = [Row("s", value, f"class {value}", 0.5, 1, 1, 0) for value in range(1, 34)]
-        shown = text(subject_table(rows))
-        assert "33 classes" in shown
-        assert "class 1" not in shown
-        assert "class 33" in text(summary_table(rows))
+def test_by_name(config: Evaluate, tmp_path: Path) -> None:
+    label(tmp_path / "labels" / "c.nii", {1: 4})
+    label(tmp_path / "out" / "d.nii", {1: 4})
+    output = tmp_path / "scores.json"
+    config = replace(config, labels=tmp_path / "labels", output=output)
+    rows, shown = run(config)
+    assert rows == run(replace(config, labels=tmp_path / "subjects.csv", output=None))[0]
+    assert "no label called so: d (1 of 3)" in shown
+    assert "no prediction called so: c (1 of 3)" in shown
+    assert "by their subfolders" not in shown
+    content = json.loads(output.read_text())
+    assert content["predictions_without_label"] == ["d"]
+    assert content["labels_without_prediction"] == ["c"]
+    with pytest.raises(InputError, match="wants a subjects table"):
+        run(replace(config, split="test", overwrite=True))
 
 
-class TestCsv:
-    def test_all_rows(self, tmp_path: Path) -> None:
-        write_csv(rows_of((0.5, math.nan)), tmp_path / "a.csv")
-        with (tmp_path / "a.csv").open(newline="") as stream:
-            first, second = csv.DictReader(stream)
-        assert first == {
-            "subject": "s0",
-            "value": "1",
-            "class": "class 1",
-            "dice": "0.5",
-            "predicted_ml": "1.5",
-            "true_ml": "1.0",
-            "difference_ml": "0.5",
-        }
-        assert second["dice"] == ""
+def test_a_table_of_labels_alone(config: Evaluate, tmp_path: Path) -> None:
+    (tmp_path / "subjects.csv").write_text("subject,label\na,labels/a.nii.gz\n")
+    assert [row.subject for row in run(config)[0]] == ["a", "a"]
 
-    def test_an_existing_file_is_kept_unless_asked(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.csv"
-        write_csv(rows_of((0.5, 0.5)), path)
-        old = path.read_text()
-        with pytest.raises(InputError, match="exists already"):
-            write_csv(rows_of((0.25, 0.5)), path)
-        assert path.read_text() == old
-        write_csv(rows_of((0.25, 0.5)), path, overwrite=True)
-        assert path.read_text() != old
-        assert list(tmp_path.iterdir()) == [path]
 
-    def test_a_table_of_someone_else_is_never_replaced(self, tmp_path: Path) -> None:
-        path = tmp_path / "subjects.csv"
-        path.write_text("subject,image,label\n")
-        with pytest.raises(InputError, match="no table that voxtune wrote"):
-            write_csv(rows_of((0.5, 0.5)), path, overwrite=True)
-        assert path.read_text() == "subject,image,label\n"
+def test_a_split(config: Evaluate) -> None:
+    assert {row.subject for row in run(replace(config, split="test"))[0]} == {"a"}
 
-    def test_no_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="cannot be written"):
-            write_csv(rows_of((0.5, 0.5)), tmp_path / "no" / "a.csv")
+
+def test_what_is_written_names_no_folder(config: Evaluate, tmp_path: Path) -> None:
+    config = replace(config, plot=tmp_path / "scores.svg", tolerance=2.5)
+    _, shown = run(replace(config, output=tmp_path / "scores.csv"))
+    assert "wrote" in shown
+    label_map = tmp_path / "map.csv"
+    label_map.write_text("1,1\n2,2\n")
+    config = replace(config, output=tmp_path / "scores.json", overwrite=True, label_map=label_map)
+    run(config)
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert (content["tolerance_mm"], content["label_map"]) == (2.5, "map.csv")
+    assert content["versions"].keys() == {"voxtune", "numpy", "scipy"}
+    for ending in ("csv", "json", "svg"):
+        assert str(tmp_path) not in (tmp_path / f"scores.{ending}").read_text()
+
+
+def test_nothing_is_written_where_a_file_may_not_be(config: Evaluate, tmp_path: Path) -> None:
+    (tmp_path / "scores.png").write_text("mine")
+    config = replace(config, output=tmp_path / "scores.csv", plot=tmp_path / "scores.png")
+    with pytest.raises(InputError, match=r"scores\.png exists already"):
+        run(config)
+    assert not (tmp_path / "scores.csv").exists()
+    assert (tmp_path / "scores.png").read_text() == "mine"
+
+
+def test_labels_become_what_is_said(config: Evaluate, tmp_path: Path) -> None:
+    label_map = tmp_path / "map.csv"
+    label_map.write_text("original,new,name\n1,2,whole\n2,2,whole\n")
+    for name in "ab":
+        label(tmp_path / "out" / f"{name}.nii.gz", {2: 30})
+    (tmp_path / "out" / "classes.csv").unlink()
+    rows, _ = run(replace(config, label_map=label_map))
+    assert [(row.value, row.name, row.dice) for row in rows] == [(2, "whole", 1)] * 2
+
+
+def test_what_may_be_mistyped_is_said(config: Evaluate) -> None:
+    _, shown = run(replace(config, ignore_label=7))
+    assert "--ignore-label 7" in shown
+    assert ", but in no " not in shown
+    assert "--ignore-label" not in run(replace(config, ignore_label=2))[1]
+    for name in "ab":
+        label(config.predictions_dir / f"{name}.nii.gz", {1: 10, 5: 20})
+    _, shown = run(config)
+    assert "in predictions, but in no true labels: 5" in shown
+    assert "in true labels, but in no prediction: 2" in shown
+
+
+def test_what_is_kept_and_binarised_is_so_in_both(config: Evaluate) -> None:
+    def found(**changes: Any) -> list[tuple[int, str, float]]:
+        rows, _ = run(replace(config, split="validation", **changes))
+        return [(row.value, row.name, row.dice) for row in rows]
+
+    assert found(keep=(2,)) == [(2, "body", 0.75)]
+    assert found(binarise=True) == [(1, "class 1", 50 / 60)]
+    assert found(keep=(2,), binarise=True) == [(1, "body", 0.75)]
+
+
+def test_files_compared_by_their_subfolder_are_said(tmp_path: Path) -> None:
+    label(tmp_path / "out" / "sub-1" / "sub-1_T1w.nii.gz", {1: 4})
+    label(tmp_path / "der" / "sub-1" / "sub-1_dseg.nii.gz", {1: 4})
+    rows, shown = run(Evaluate(tmp_path / "out", tmp_path / "der"))
+    assert [(row.subject, row.dice) for row in rows] == [("sub-1/sub-1_T1w", 1)]
+    assert "sub-1/sub-1_T1w with sub-1_dseg" in " ".join(shown.split())
+
+
+def test_where_nothing_is_labelled_classes_have_rows(config: Evaluate, tmp_path: Path) -> None:
+    for folder in ("out", "labels"):
+        for name in "ab":
+            label(tmp_path / folder / f"{name}.nii.gz", {})
+    plot, output = tmp_path / "scores.png", tmp_path / "scores.json"
+    rows, shown = run(replace(config, plot=plot, output=output))
+    assert [(row.subject, row.name, row.true_ml) for row in rows] == [
+        (subject, name, 0) for subject in "ab" for name in ("head", "body")
+    ]
+    assert all(math.isnan(row.dice) for row in rows)
+    assert "neither predictions nor true labels have any class" in shown
+    assert ", but in no " not in shown
+    assert plot.exists()
+    assert output.exists()
+
+
+def test_the_names_of_classes_are_not_replaced_by_scores(config: Evaluate) -> None:
+    path = config.predictions_dir / "classes.csv"
+    path.unlink()
+    with pytest.raises(InputError, match="where the names of the predictions' classes are"):
+        run(replace(config, output=path))
+    assert not path.exists()
+
+
+def test_refused(config: Evaluate, tmp_path: Path) -> None:
+    for tolerance in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="--tolerance"):
+            run(replace(config, tolerance=tolerance))
+    for folder in ("out", "labels"):
+        for name in "ab":
+            label(tmp_path / folder / f"{name}.nii.gz", {})
+    (tmp_path / "out" / "classes.csv").unlink()
+    with pytest.raises(InputError, match="background alone; check --keep"):
+        run(config)

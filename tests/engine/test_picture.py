@@ -1,5 +1,6 @@
 """Pictures: size, place and side of what is drawn, read back from the pixels."""
 
+import struct
 from pathlib import Path
 
 import nibabel as nib
@@ -8,12 +9,14 @@ import pytest
 from matplotlib.image import imread
 
 from voxtune.engine import picture
+from voxtune.engine.colours import class_colours
 from voxtune.engine.picture import (
     MAX_BYTES,
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
     draw_contours,
     draw_predictions,
+    draw_scan,
 )
 from voxtune.engine.subjects import Subject
 from voxtune.engine.volume import Volume, load_image, load_label
@@ -160,6 +163,78 @@ def test_the_first_channel_is_drawn(tmp_path: Path) -> None:
     nib.save(nib.load(files["t2"]), predictions / "a.nii.gz")
     with pytest.raises(InputError, match=r"a\.nii\.gz is not a label map"):
         draw_predictions(predictions, (subject,), tmp_path / "image.png")
+
+
+def test_classes_of_predictions_have_colours(tmp_path: Path) -> None:
+    """And the truth's are the same; a single class keeps the two colours of the two sides."""
+    image = volume(noise(30, 30, 30))
+    first, second = (ball((30, 30, 30), (x, 15, 15), 6) for x in (8, 22))
+    truth = volume(first + 2 * second)
+    draw_contours([("a", image, truth, volume(2 * first + second))], tmp_path / "a.png")
+    colours = class_colours([1, 2])
+    half = 1 / 6  # of the axial panel: the first ball is on the left, so to the right
+    for value in (1, 2):
+        seen = pixels(tmp_path / "a.png", colours[value], 0)
+        assert (seen[:, 1] > half).sum() > 20
+        assert (seen[:, 1] < half).sum() > 20
+    draw_contours([("a", image, None, truth)], tmp_path / "b.png", {1: "one", 2: "two"})
+    assert (pixels(tmp_path / "b.png", colours[1], 0)[:, 1] > half).all()
+    assert (pixels(tmp_path / "b.png", colours[2], 0)[:, 1] < half).all()
+    draw_contours([("a", image, None, volume(first))], tmp_path / "c.png")
+    assert not len(pixels(tmp_path / "c.png", TRUTH_COLOUR))
+
+
+# One result
+
+
+def chunks(path: Path) -> set[bytes]:
+    content, at, found = path.read_bytes(), 8, set()
+    while at < len(content):
+        (size,) = struct.unpack(">I", content[at : at + 4])
+        found.add(content[at + 4 : at + 8])
+        at += 12 + size
+    return found
+
+
+def test_a_result_in_colours_without_words_about_its_making(tmp_path: Path) -> None:
+    labels = ball((30, 30, 30), (8, 15, 15), 6) + 7 * ball((30, 30, 30), (22, 15, 15), 6)
+    names = {0: "background", 1: "one", 5: "not there", 7: r"odd $\x$ name"}
+    draw_scan(tmp_path / "sub-01.png", volume(noise(30, 30, 30)), labels, names)
+    colours = class_colours(list(names))
+    for value, others in ((1, False), (7, False), (5, True)):
+        assert (len(pixels(tmp_path / "sub-01.png", colours[value], 0)) < 20) is others
+    assert chunks(tmp_path / "sub-01.png") <= {b"IHDR", b"pHYs", b"IDAT", b"IEND"}
+    content = (tmp_path / "sub-01.png").read_bytes()
+    assert b"atplotlib" not in content
+    assert str(tmp_path).encode() not in content
+
+
+def test_many_classes_are_named_by_their_size() -> None:
+    labels = np.zeros((9, 9, 9), np.uint16)
+    for value in range(1, 31):
+        labels.flat[value * 20 : value * 20 + (value if value < 20 else 1)] = value * 10
+    counts = picture._counts(labels)
+    names = {value: f"part {value}" for value in counts}
+    lines = picture._class_lines(counts, class_colours(list(counts)), names)
+    shown = [str(line.get_label()) for line in lines]
+    assert shown == [*(f"part {10 * value}" for value in range(8, 20)), "and 18 smaller structures"]
+
+
+def test_results_without_labels_and_images(tmp_path: Path) -> None:
+    image = volume(noise(20, 20, 20))
+    draw_scan(tmp_path / "none.png", image, np.zeros((20, 20, 20), np.uint8), {1: "lesion"})
+    draw_scan(tmp_path / "image.png", image, noise(20, 20, 20), {})
+    tall, wide = (imread(tmp_path / f"{name}.png").shape for name in ("image", "none"))
+    assert tall[0] > 1.5 * wide[0]
+
+
+def test_a_result_ends_where_the_head_does(tmp_path: Path) -> None:
+    """A small head in much air is drawn large: its outline spans the panel."""
+    labels = ball((90, 90, 90), (30, 40, 50), 8)
+    head = 100 * ball((90, 90, 90), (30, 40, 50), 12) + noise(90, 90, 90)
+    draw_scan(tmp_path / "a.png", volume(head.astype(np.float32)), labels, {1: "x"})
+    seen = pixels(tmp_path / "a.png", class_colours([1])[1], 0)
+    assert np.ptp(seen[:, 1]) > 0.12  # of a third
 
 
 def test_no_folder(tmp_path: Path) -> None:
