@@ -1,6 +1,7 @@
 """The preprocessing contract: what is done to a scan before its network sees it. No JAX here."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,6 +11,8 @@ from voxtune.models.errors import InputError
 
 ImageInterpolation = Literal["linear", "cubic"]
 
+# Shares of a scan's voxels that are darker than `Contract.quantiles`.
+SHARES = (0.01, 0.25, 0.5, 0.75, 0.99)
 LONGEST = 2**15 - 1  # voxels along an axis, as in NIfTI-1; a store's positions are int16 too
 
 
@@ -28,6 +31,9 @@ class Contract:
             the scan, whose border is cut off or padded; None is as large as the scan.
         interpolation: of images that have to be resampled.
         window: lowest and highest value, in the scan's own units, of the scaling "window".
+        quantiles: what the network has been trained on: of `SHARES`, of the first channel after
+            scaling, the mean over training scans; None where nobody knows. It says nothing of what
+            is done to a scan.
     """
 
     orientation: str
@@ -39,6 +45,7 @@ class Contract:
     grid: tuple[int, int, int] | None = None
     interpolation: ImageInterpolation = "linear"
     window: tuple[float, float] | None = None
+    quantiles: tuple[float, ...] | None = None
 
 
 def check_contract(contract: Contract) -> None:
@@ -67,6 +74,11 @@ def check_contract(contract: Contract) -> None:
             f"--window {window[0]:g} {window[1]:g} is no window; give its lower end, then its upper"
             " end, in the scans' units."
         )
+    if contract.quantiles is not None and not _rise(contract.quantiles):
+        raise InputError(
+            f"The quantiles {contract.quantiles} are not {len(SHARES)} finite numbers that rise; "
+            "take them out."
+        )
     grid, block = contract.grid, contract.block
     if grid is None:
         return
@@ -80,6 +92,12 @@ def check_contract(contract: Contract) -> None:
             f"--grid {' '.join(map(str, grid))} is smaller than the block "
             f"{' '.join(map(str, block))}; give a grid at least as large, or smaller blocks."
         )
+
+
+def _rise(quantiles: Sequence[float]) -> bool:
+    """Whether numbers can be quantiles of `SHARES`."""
+    finite = len(quantiles) == len(SHARES) and all(map(math.isfinite, quantiles))
+    return finite and list(quantiles) == sorted(quantiles)
 
 
 def check_target(orientation: str, spacing_mm: tuple[float, float, float] | None) -> None:

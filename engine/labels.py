@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from voxtune.engine.subjects import is_text
 from voxtune.engine.volume import Volume
 from voxtune.models.errors import InputError
 
@@ -141,6 +142,8 @@ def _read(path: Path) -> tuple[dict[int, int], dict[int, str]]:
             raise InputError(
                 f"{place} makes {original} {new}: give new values between 0 and {LARGEST}"
             )
+        if not is_text(name):
+            raise InputError(f"{place} has a name with control characters: give one without")
         if name and names.setdefault(new, name) != name:
             raise InputError(
                 f"{place} calls the new value {new} {name!r}, but it is {names[new]!r} above: give "

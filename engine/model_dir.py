@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ import numpy as np
 from voxtune.engine.checkpoint import load_parameters, save_parameters
 from voxtune.engine.contract import Contract, check_contract
 from voxtune.engine.labels import LARGEST
-from voxtune.engine.output import new_folder, unfinished
+from voxtune.engine.output import new_folder, replace_file, unfinished
 from voxtune.engine.processes import is_first
-from voxtune.engine.subjects import UNNAMED
+from voxtune.engine.subjects import UNNAMED, is_text
 from voxtune.models.activations import ACTIVATIONS
 from voxtune.models.errors import InputError
 from voxtune.models.families import Network, abstract, complete
@@ -34,15 +35,26 @@ _MALFORMED = (
     OverflowError,
     RecursionError,
 )
+_MOST_BYTES = 2**24  # of what is said of a training, with the names of thousands of subjects
 Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
 class LabelClass:
-    """A class of voxels: its value in label files and its name."""
+    """A class of voxels: its value in label files and its name.
+
+    Raises:
+        InputError: the name has control characters, or some that UTF-8 has not.
+    """
 
     value: int
     name: str
+
+    def __post_init__(self) -> None:
+        if not is_text(self.name):
+            raise InputError(
+                f"The name of a class is {self.name!a}; give one without control characters."
+            )
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,11 @@ class ModelSpec:
             return int(complete(self.family, self.arguments)["channels"])
         shape = next(iter(Graph.from_json(self.arguments["graph"]).inputs.values()))
         return int(shape[-1] or 0)  # never None where it gives values for each voxel
+
+    @property
+    def threshold(self) -> float | None:
+        """Probability above which a voxel is of the second of two classes; else None."""
+        return self.contract.threshold if len(self.classes) == 2 else None
 
     @property
     def names(self) -> dict[int, str]:
@@ -144,6 +161,36 @@ def read_model(folder: Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     except (InputError, *_MALFORMED) as error:
         raise InputError(f"{path} cannot be read ({error}); convert or train again.") from error
     return spec, load_parameters(folder / "params", wanted)
+
+
+def save_threshold(folder: Path, threshold: float) -> None:
+    """Writes another threshold into a model directory; nothing else of model.json changes.
+
+    Raises:
+        InputError: it cannot be read or written.
+    """
+    path = folder / DOCUMENT
+    try:
+        text = path.read_text()
+        wanted = json.loads(text)
+        wanted["contract"]["threshold"] = threshold
+        places = re.finditer(r'"threshold"\s*:\s*([-+.\w]+)', text)
+        texts = (f"{text[: at.start(1)]}{threshold}{text[at.end(1) :]}" for at in places)
+        found = next((each for each in texts if json.loads(each) == wanted), None)
+    except _MALFORMED as error:
+        raise InputError(f"{path} cannot be read ({error}); convert or train again.") from error
+    replace_file(path, found or json.dumps(wanted, indent=2) + "\n")
+
+
+def trained_on(folder: Path) -> frozenset[str]:
+    """Names of the subjects that a model was trained on, as far as its directory says."""
+    path = folder / "finetune.json"
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            return frozenset()
+        return frozenset(map(str, json.loads(path.read_text())["train"]))
+    except _MALFORMED:
+        return frozenset()
 
 
 def check_block(family: str, arguments: Mapping[str, Any], block: tuple[int, int, int]) -> None:
@@ -290,7 +337,9 @@ def _spec(document: dict[str, Any]) -> ModelSpec:
     contract = dict(document.pop("contract"))
     spacing, block = contract.pop("spacing_mm"), contract.pop("block")
     # Older files have none of these.
-    channels, grid, window = (contract.pop(key, None) for key in ("channels", "grid", "window"))
+    channels, grid, window, quantiles = (
+        contract.pop(key, None) for key in ("channels", "grid", "window", "quantiles")
+    )
     spec = ModelSpec(
         contract=Contract(
             spacing_mm=None if spacing is None else _three(spacing, float),
@@ -298,6 +347,7 @@ def _spec(document: dict[str, Any]) -> ModelSpec:
             channels=None if channels is None else tuple(map(str, channels)),
             grid=None if grid is None else _three(grid, int),
             window=None if window is None else _two(window),
+            quantiles=None if quantiles is None else tuple(map(float, quantiles)),
             **contract,
         ),
         classes=tuple(LabelClass(**each) for each in document.pop("classes")),
@@ -308,6 +358,10 @@ def _spec(document: dict[str, Any]) -> ModelSpec:
         raise ValueError(f"no activation is called '{spec.arguments['activation']}'")
     if not all(0 <= each.value <= LARGEST for each in spec.classes):
         raise ValueError(f"it has a class whose label value is not between 0 and {LARGEST}")
+    if spec.classes and spec.classes[0].value:
+        raise ValueError(f"its first class has the value {spec.classes[0].value}, not 0")
+    if len(spec.names) < len(spec.classes):
+        raise ValueError("it has two classes of one label value")
     outputs = spec.arguments["outputs"]
     expected = 2 if outputs == 1 else outputs
     if spec.classes and len(spec.classes) != expected:

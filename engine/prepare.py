@@ -4,7 +4,6 @@ Everything is checked before anything is written. Then each subject is one task,
 appears whole, so that a run that was stopped goes on where it was.
 """
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from rich.table import Table
 from voxtune.engine.case import Case
 from voxtune.engine.config import Prepare
 from voxtune.engine.contract import Contract, check_contract
+from voxtune.engine.folds import part_of
 from voxtune.engine.lock import Part
 from voxtune.engine.output import check_apart, check_free
 from voxtune.engine.preparation import (
@@ -127,12 +127,7 @@ def prepare_in_memory(
 
 
 def _shard(config: Prepare) -> Part:
-    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", config.shard)
-    first, step = (int(each) for each in found.groups()) if found else (0, 0)
-    if not 1 <= first <= step:
-        raise InputError(
-            f"--shard {config.shard} is no part of a whole; give 1/4 for the first of four."
-        )
+    first, step = part_of(config.shard, "--shard")
     if config.overwrite and step > 1:
         raise InputError(
             f"--overwrite with --shard {config.shard} would remove what other shards did; remove "

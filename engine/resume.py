@@ -12,7 +12,8 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from voxtune.engine.config import Finetune, Resume, Training
+from voxtune.engine.config import Finetune, Resume
+from voxtune.engine.options import Training
 from voxtune.engine.output import replace_file
 from voxtune.engine.processes import is_first, together
 from voxtune.engine.progress import Progress

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from voxtune.engine.config import Finetune, Training
+from voxtune.engine.config import Finetune
+from voxtune.engine.options import Training
 from voxtune.models.errors import InputError
 
 _LARGEST = 2**26  # bytes of a JSON file; subjects by the hundred thousand fit

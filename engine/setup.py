@@ -16,9 +16,10 @@ from rich.console import Console
 
 from voxtune.engine.cache import DeviceCache, Volumes
 from voxtune.engine.case import IGNORE, Case
-from voxtune.engine.changes import Changes, augmented, mixed_sides, synthesised
+from voxtune.engine.changes import Changes, augmented, mixed_in_training, synthesised
 from voxtune.engine.config import Finetune
 from voxtune.engine.dataset import Plan, batches, class_table, host_cached
+from voxtune.engine.folds import fold_of
 from voxtune.engine.label_maps import drawn_cases, drawn_of, to_draw
 from voxtune.engine.losses import REGRESSION
 from voxtune.engine.mesh import DATA, check_batch, make_mesh, share_of
@@ -195,7 +196,7 @@ def set_up(config: Finetune, console: Console, new: bool = True) -> Setup:
                 validation, drawn, changes.generator, classes, ignored, config.seed
             )
         table, warnings = drawn.table(), []
-    sides = mixed_sides(config, classes)
+    sides = mixed_in_training(config, classes)
     warnings += [] if sides is None else [sides]
     plan = Plan(contract.block, config.sampling, config.foreground, batch, config.seed)
     return Setup(
@@ -281,6 +282,13 @@ def check_options(config: Finetune) -> None:
         for name in wrong(names, low, high):
             option = name.replace("_", "-")
             raise InputError(f"--{option} {getattr(config, name)} makes no sense; give {advice}.")
+    if config.fold is not None:
+        fold_of(config.fold)
+        if config.hold_out != Finetune.hold_out:
+            raise InputError(
+                f"--fold {config.fold} says who is kept for validation, and so does --hold-out "
+                f"{config.hold_out:g}; leave one out."
+            )
     loss_of(config)  # raises where its options make no sense, as these do
     steps_to_trace(config.profile, config.steps)
     if config.tensorboard:
@@ -354,11 +362,12 @@ def announcement(setup: Setup) -> list[str]:
     learned = f"classes: {listed(spec.classes)}" if spec.classes else "an image is learned"
     train, validation = len(setup.train), len(setup.validation)
     drawn = ", images drawn from their label maps" if config.synthetic else ""
+    fold = "subjects" if config.fold is None else "fold " + config.fold.replace("/", " of ")
     parts = f", in {config.accumulate} parts" if config.accumulate > 1 else ""
     lines = [
         *setup.start.lines(),
         learned,
-        f"subjects: {train} to train on, {validation} to validate on{drawn}",
+        f"{fold}: {train} to train on, {validation} to validate on{drawn}",
         f"blocks: {setup.plan.batch} of {block} voxels a step{parts}, "
         f"devices: {_devices(setup.mesh)}",
         *(f"warning: {each}" for each in setup.warnings),

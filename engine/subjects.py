@@ -7,6 +7,7 @@ one subject; its name also names its output files. No JAX here.
 
 import csv
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -266,8 +267,13 @@ def _subject(path: Path, row: dict[str, str], images: Sequence[str]) -> Subject:
 
 def is_file_name(name: str) -> bool:
     """Whether a subject's name can be that of a file, on any system, and not of a hidden one."""
-    fits = 0 < len(name.encode(errors="replace")) <= _LONGEST_NAME
-    return fits and name[0] != "." and not any(sign in name for sign in '/\\\0\n\r:*?"<>|')
+    fits = 0 < len(name.encode(errors="replace")) <= _LONGEST_NAME and is_text(name)
+    return fits and name[0] != "." and not any(sign in name for sign in '/\\:*?"<>|')
+
+
+def is_text(name: str) -> bool:
+    """Whether a name has no control characters, which terminals obey, and can be UTF-8."""
+    return not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name)
 
 
 def _is_file(path: Path) -> bool:

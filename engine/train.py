@@ -1,5 +1,6 @@
 """Fine-tuning: from a model directory and a subjects table to a run directory."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -22,9 +23,9 @@ from voxtune.engine.loop import Job, train
 from voxtune.engine.mapping import compile_step, first_state, whole_batch
 from voxtune.engine.mesh import here, memory_errors
 from voxtune.engine.meter import Meter
-from voxtune.engine.model_dir import write_model
+from voxtune.engine.model_dir import ModelSpec, write_model
 from voxtune.engine.peaks import peak_of
-from voxtune.engine.predict import Predictor
+from voxtune.engine.predictor import Member, Predictor
 from voxtune.engine.preemption import Preemption
 from voxtune.engine.processes import is_first, losses, together, wait_for_all
 from voxtune.engine.profile import Profile, steps_to_trace
@@ -35,6 +36,7 @@ from voxtune.engine.run_dir import Log, finite, held, make_run_dir
 from voxtune.engine.runtime import begin
 from voxtune.engine.setup import Setup, announcement, check_options, set_up
 from voxtune.engine.step import TrainState, TrainStep
+from voxtune.engine.training_data import expected_quantiles
 from voxtune.engine.trees import flat
 from voxtune.engine.validation import Validation, validate
 
@@ -115,6 +117,7 @@ def _run(
     """Trains and writes the run directory, or goes on with the one that is there and held."""
     config, start, mesh = setup.config, setup.start, setup.mesh
     folder = config.run_dir
+    learned = _learned(setup)  # now, as it reads data: at the end that could cost the model
     step, params, statistics = setup.step(start.spec.network(start.parameters))
     state = first_state(step, params, statistics, setup)
     data, volumes = setup.cached()
@@ -171,7 +174,7 @@ def _run(
     trained = flat(here(state.averaged(), mesh)) | flat(here(state.statistics, mesh))
     write_model(
         folder / "model",
-        start.spec,
+        learned,
         trained,
         history={"finetune": about},
         overwrite=saved is not None,
@@ -181,16 +184,26 @@ def _run(
     return validation
 
 
+def _learned(setup: Setup) -> ModelSpec:
+    """What the new model directory says of the network."""
+    spec = setup.start.spec
+    quantiles = expected_quantiles(setup.train) if is_first() else None  # who writes it
+    return dataclasses.replace(
+        spec, contract=dataclasses.replace(spec.contract, quantiles=quantiles)
+    )
+
+
 def _validation(setup: Setup, step: TrainStep) -> Callable[[TrainState], Validation]:
     """What measures a state on the subjects to validate on."""
     spec = setup.start.spec
     table = class_table(spec.classes) if spec.classes else None
     block, image = spec.contract.block, not spec.classes
-    predictor = Predictor(step.apply, block, 0.25, setup.mesh.local_mesh, image)
+    predictor = Predictor(block, 0.25, setup.mesh.local_mesh, values=image)
 
     def validated(state: TrainState) -> Validation:
         params, statistics = here((state.averaged(), state.statistics), setup.mesh)
-        return validate(predictor, params, statistics, setup.validation, spec, table)
+        member = Member(step.apply, params, statistics)
+        return validate(predictor, member, setup.validation, spec, table)
 
     return validated
 

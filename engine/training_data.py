@@ -3,28 +3,24 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import numpy as np
 from rich.console import Console
 
-from voxtune.engine.case import Case
-from voxtune.engine.config import Finetune, Labelling
+from voxtune.engine.case import Case, Quantised
+from voxtune.engine.config import Finetune
+from voxtune.engine.contract import SHARES
+from voxtune.engine.folds import Item, people_of_test, person_of, split_by_fold
 from voxtune.engine.losses import REGRESSION
 from voxtune.engine.model_dir import ModelSpec, training_channels
+from voxtune.engine.options import Labelling
 from voxtune.engine.preparation import Preparation
 from voxtune.engine.prepare import prepare_in_memory, refuse
 from voxtune.engine.store import Store, is_store, read_store
 from voxtune.engine.subjects import UNNAMED, Subject, find_subjects
 from voxtune.models.errors import InputError
 
-
-class _Split(Protocol):
-    @property
-    def split(self) -> str | None: ...
-
-
-Item = TypeVar("Item", bound=_Split)
+_SCANS, _EDGE = 16, 40  # whose voxels are sampled, and how many along each axis, at most
 
 
 @dataclass(frozen=True)
@@ -58,11 +54,11 @@ def read_training_data(config: Finetune, spec: ModelSpec, console: Console) -> T
         InputError: the data is bad, or does not suit the model or the options.
     """
     if is_store(config.subjects):
-        return _of_store(config, spec, read_store(config.subjects))
+        return _of_store(config, spec, read_store(config.subjects), console)
     return _of_table(config, spec, console)
 
 
-def _of_store(config: Finetune, spec: ModelSpec, store: Store) -> TrainingData:
+def _of_store(config: Finetune, spec: ModelSpec, store: Store, console: Console) -> TrainingData:
     late = labelling_of(config)
     if config.synthetic:  # what is learned of the values that are drawn is said now
         late = Labelling(label_interpolation=late.label_interpolation, nonfinite=late.nonfinite)
@@ -80,6 +76,7 @@ def _of_store(config: Finetune, spec: ModelSpec, store: Store) -> TrainingData:
     channels = _channels(config, spec, store.preparation.channels)
     store.check(spec.contract, channels, config.loss in REGRESSION)
     train, validation = split_subjects(store.cases, config)
+    _say_left_out(store.cases, config, console)
     rows = {each.name: each for each in store.subjects}
     subjects = {
         split: [rows[each.name] for each in cases if each.name in rows]
@@ -94,6 +91,7 @@ def _of_table(config: Finetune, spec: ModelSpec, console: Console) -> TrainingDa
     channels = _channels(config, spec, every[0].channels)
     named = every[0].channels and channels
     train, validation = split_subjects([each.taking(named) for each in every], config)
+    _say_left_out(every, config, console)
     labelling = labelling_of(config)
     if config.synthetic:  # images are drawn from the values that the files have
         labelling = Labelling(
@@ -138,9 +136,11 @@ def split_subjects(items: Sequence[Item], config: Finetune) -> tuple[list[Item],
         config: of the run.
 
     Raises:
-        InputError: none is left to train on.
+        InputError: none is left to train on, or they cannot be shared out among folds.
     """
-    if any(each.split for each in items):
+    if config.fold is not None:
+        train, validation = split_by_fold(items, config.fold, config.subjects)
+    elif any(each.split for each in items):
         train = [each for each in items if each.split == "train"]
         validation = [each for each in items if each.split == "validation"]
     else:
@@ -152,3 +152,41 @@ def split_subjects(items: Sequence[Item], config: Finetune) -> tuple[list[Item],
     if not train:
         raise InputError(f"{config.subjects} leaves no subject to train on; check its splits.")
     return train, validation
+
+
+def _say_left_out(items: Sequence[Item], config: Finetune, console: Console) -> None:
+    """Of scans that no fold has, as other scans of these people are in the split test."""
+    away = people_of_test(items)
+    number = sum(each.split != "test" and person_of(each.name) in away for each in items)
+    if config.fold is not None and number:
+        console.print(
+            f"--fold {config.fold} leaves out {number} scan{'s' * (number > 1)} of people who have "
+            "others in the split test",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def expected_quantiles(cases: Sequence[Case]) -> tuple[float, ...] | None:
+    """Quantiles of what a network is trained on, see `voxtune.engine.contract.Contract`.
+
+    They are those of some voxels of some cases, both spread evenly.
+
+    Args:
+        cases: to train on.
+
+    Returns:
+        Those of `SHARES`; None where images are drawn.
+    """
+    images = [case.image for case in cases if case.image is not None]
+    if not images:
+        return None
+    every = -(-len(images) // _SCANS)
+    found = [np.quantile(_sample(each), SHARES) for each in images[::every]]
+    return tuple(round(float(value), 6) for value in np.mean(found, axis=0))
+
+
+def _sample(image: Quantised) -> np.ndarray:
+    """Some voxels of the first channel, float32 `[d, h, w]`."""
+    steps = [-(-size // _EDGE) for size in image.shape[:3]]
+    return image[tuple(slice((step - 1) // 2, None, step) for step in steps)][..., 0]

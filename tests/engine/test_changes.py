@@ -12,9 +12,7 @@ from voxtune.engine.augment import PROFILES
 from voxtune.engine.changes import (
     UNCHANGED,
     augmented,
-    flip_axes,
-    mixed_sides,
-    swapped_values,
+    mixed_in_training,
     synthesised,
 )
 from voxtune.engine.config import Finetune
@@ -28,12 +26,6 @@ CLASSES = tuple(LabelClass(value, str(value)) for value in (0, 41, 2, 5))
 
 def options(**changes: Any) -> Finetune:
     return Finetune(Path("model"), "subjects.csv", Path("run"), **changes)
-
-
-def test_the_axis_of_the_sides_is_the_contracts() -> None:
-    assert flip_axes(options(), CONTRACT) == (2,)
-    assert flip_axes(options(flip="all"), CONTRACT) == (0, 1, 2)
-    assert flip_axes(options(flip="none"), CONTRACT) == ()
 
 
 def test_the_augmentation_is_the_options() -> None:
@@ -64,35 +56,19 @@ def test_nothing_is_changed_by_default() -> None:
     np.testing.assert_array_equal(label, batch["label"])
 
 
-def test_freesurfers_pairs_are_those_that_there_are() -> None:
-    assert swapped_values(options(swap=("freesurfer",)), (0, 2, 41, 24)) == [(2, 41)]
-    with pytest.raises(InputError, match="there is no 41, only 0, 2"):
-        swapped_values(options(swap=("freesurfer",)), (0, 2))
-    with pytest.raises(InputError, match="finds none of FreeSurfer's structures"):
-        swapped_values(options(swap=("freesurfer",)), (0, 1))
-
-
-def test_sides_that_flips_would_mix_up_are_told() -> None:
-    told = mixed_sides(options(), CLASSES)
+def test_sides_are_told_where_blocks_are_flipped_and_nothing_is_swapped() -> None:
+    told = mixed_in_training(options(), CLASSES)
     assert told is not None
-    assert "2 2 and 41 41 look like two sides" in told
-    assert "--swap (2=41)" in told
-    named = [LabelClass(0, "background"), LabelClass(1, "lh cortex"), LabelClass(2, "rh cortex")]
-    assert mixed_sides(options(), named) is not None
-    for quiet in ({"swap": ("1=2",)}, {"flip": "none"}, {"augment": "none"}):
-        assert mixed_sides(options(**quiet), named) is None
-    assert mixed_sides(options(augment="none", synthetic=True), named) is not None
-    assert mixed_sides(options(), named[:2]) is None
+    assert "--swap (2=41), or pass --flip none" in told
+    for quiet in ({"swap": ("2=41",)}, {"flip": "none"}, {"augment": "none"}):
+        assert mixed_in_training(options(**quiet), CLASSES) is None
+    assert mixed_in_training(options(augment="none", synthetic=True), CLASSES) is not None
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"swap": ("2",)}, "LEFT=RIGHT, such as 3=42, or freesurfer; '2'"),
-        ({"swap": ("2=2",)}, "in a pair already"),
-        ({"swap": ("2=41", "5=41")}, "5=41 names a value that is in a pair already"),
         ({"swap": ("2=3",)}, "there is no 3, only 0, 41, 2, 5"),
-        ({"swap": ("2=0",)}, "names 0, background, which has no side"),
         ({"swap": ("2=41",), "flip": "none"}, "--flip none leaves out"),
         ({"swap": ("2=41",), "augment": "nobrainer"}, "--augment nobrainer leaves out"),
     ],

@@ -20,6 +20,7 @@ CONTRACT = Contract("RAS", (1.0, 1.0, 1.0), "zscore", (8, 16, 8))
         {"grid": (32767, 256, 256)},
         {"grid": (256, 256, 256), "interpolation": "cubic", "intensity": "zscore_nonzero"},
         {"intensity": "window", "window": (-100.0, 240.0)},
+        {"quantiles": (-1.0, 0.0, 0.0, 0.5, 2.0)},
     ],
 )
 def test_those_that_can(changes: dict[str, Any]) -> None:
@@ -47,6 +48,16 @@ def test_those_that_can(changes: dict[str, Any]) -> None:
         *(
             ({"intensity": "window", "window": window}, "is no window")
             for window in ((1.0, 1.0), (2.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0))
+        ),
+        *(
+            ({"quantiles": quantiles}, "are not 5 finite numbers that rise")
+            for quantiles in (
+                (),
+                (1.0, 2.0, 3.0, 4.0),
+                (1.0, 2.0, 3.0, 5.0, 4.0),
+                (0.0, 1.0, float("nan"), 2.0, 3.0),
+                (0.0, 1.0, 2.0, 3.0, float("inf")),
+            )
         ),
     ],
 )

@@ -125,6 +125,7 @@ class TestTables:
             ("1,65536\n", "between 0 and 65535"),
             ("70000 left 0 0 0 0\n", "between 0 and 65535"),
             ("1,2,a\n3,2,b\n", "line 2 calls the new value 2 'b', but it is 'a' above"),
+            ("1,2,a\x1b[2J\n", "line 1 has a name with control characters"),
         ],
     )
     def test_refusals(self, tmp_path: Path, text: str, words: str) -> None:

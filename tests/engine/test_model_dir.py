@@ -20,6 +20,8 @@ from voxtune.engine.model_dir import (
     gives_image,
     prediction_channels,
     read_model,
+    save_threshold,
+    trained_on,
     training_channels,
     write_model,
 )
@@ -116,6 +118,55 @@ def test_an_older_model_json_names_no_channels(model_dir: Path):
     assert spec == SPEC
     assert spec.contract.channels is None
     assert spec.channels == 1
+
+
+def test_what_is_expected_of_scans_is_kept(tmp_path: Path):
+    contract = dataclasses.replace(SPEC.contract, quantiles=(-1.5, -0.5, 0.0, 0.25, 3.0))
+    spec = dataclasses.replace(SPEC, contract=contract)
+    write_model(tmp_path / "known", spec, PARAMETERS, history={})
+    assert read_model(tmp_path / "known")[0] == spec
+    path = tmp_path / "known" / "model.json"
+    document = json.loads(path.read_text())
+    del document["contract"]["quantiles"]  # as older ones have it
+    path.write_text(json.dumps(document))
+    assert read_model(tmp_path / "known")[0] == SPEC
+
+
+class TestThreshold:
+    def test_nothing_else_of_the_file_changes(self, model_dir: Path):
+        path = model_dir / "model.json"
+        before = path.read_text()
+        save_threshold(model_dir, 0.45)
+        assert path.read_text() == before.replace('"threshold": 0.3', '"threshold": 0.45')
+        assert read_model(model_dir)[0].threshold is None  # of three classes
+        assert read_model(model_dir)[0].contract.threshold == 0.45
+
+    @pytest.mark.parametrize("shape", ["one line", "another one before", "none"])
+    def test_whatever_shape_it_has(self, model_dir: Path, shape: str):
+        path = model_dir / "model.json"
+        document = json.loads(path.read_text())
+        if shape == "none":  # 0.5, that is
+            del document["contract"]["threshold"]
+        if shape == "another one before":
+            document = {"classes": [{"threshold": 0.3}], "contract": document["contract"]}
+        path.write_text(json.dumps(document))
+        save_threshold(model_dir, 0.45)
+        document["contract"]["threshold"] = 0.45
+        assert json.loads(path.read_text()) == document
+
+    def test_a_broken_one_is_a_sentence(self, model_dir: Path):
+        (model_dir / "model.json").write_text('{"contract": [')
+        with pytest.raises(InputError, match=r"model.json cannot be read"):
+            save_threshold(model_dir, 0.45)
+
+    def test_who_was_trained_on_is_known_where_it_is_said(self, model_dir: Path):
+        assert trained_on(model_dir) == frozenset()
+        (model_dir / "finetune.json").write_text('{"train": ["a", "b"]}')
+        assert trained_on(model_dir) == {"a", "b"}
+        (model_dir / "finetune.json").write_text('{"train": ["a"]}' + " " * 2**24)
+        assert trained_on(model_dir) == frozenset()  # too large to be one
+        (model_dir / "finetune.json").write_text("[1]")
+        assert trained_on(model_dir) == frozenset()
 
 
 def test_a_graph_takes_the_channels_of_its_input():
@@ -242,7 +293,7 @@ def test_a_model_json_that_is_no_model(model_dir: Path, content: bytes):
     assert "model.json cannot be read" in refused(model_dir)
 
 
-def change(*path: str, to: Any) -> Callable[[dict], None]:
+def change(*path: str | int, to: Any) -> Callable[[dict], None]:
     """Sets what stands at a path of model.json."""
 
     def alter(document: Any) -> None:
@@ -277,6 +328,10 @@ ALTERATIONS = {
     "a contract that is a list": change("contract", to=[1, 2]),
     "classes that are a number": change("classes", to=3),
     "a class without a name": change("classes", to=[{"value": n} for n in range(3)]),
+    "a first class that is not 0": change("classes", 0, "value", to=5),
+    "two classes of one value": change("classes", 2, "value", to=17),
+    "a class of control characters": change("classes", 1, "name", to="a\x1b[2J"),
+    "a class that is no UTF-8": change("classes", 1, "name", to="a\ud800"),
     "too few classes": change("classes", to=[{"value": 0, "name": "background"}]),
     "a block of two sizes": change("contract", "block", to=[8, 8]),
     "a block of zero": change("contract", "block", to=[8, 0, 8]),
@@ -296,6 +351,9 @@ ALTERATIONS = {
     "an orientation that is a number": change("contract", "orientation", to=5),
     "a threshold of words": change("contract", "threshold", to="high"),
     "no threshold": change("contract", "threshold", to=None),
+    "quantiles that are a number": change("contract", "quantiles", to=1),
+    "quantiles of words": change("contract", "quantiles", to=["a", "b", "c", "d", "e"]),
+    "quantiles that fall": change("contract", "quantiles", to=[5, 4, 3, 2, 1]),
     "channels that are a number": change("contract", "channels", to=1),
     "names of more channels": change("contract", "channels", to=["t1", "t2"]),
     "an unknown family": change("family", to="resnet"),

@@ -18,10 +18,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
-from voxtune.engine.config import Finetune, Resume, Training
+from voxtune.engine.config import Finetune, Resume
 from voxtune.engine.contract import Contract
 from voxtune.engine.meter import MEASURED
 from voxtune.engine.model_dir import LabelClass, ModelSpec, read_model, write_model
+from voxtune.engine.options import Training
 from voxtune.engine.output import check_free
 from voxtune.engine.run_dir import held, make_run_dir
 from voxtune.engine.saved_config import saved_options
@@ -366,6 +367,23 @@ def test_early_stopping_goes_on_as_it_was(study: Path, whole: Path, tmp_path: Pa
     shutil.rmtree(run / "checkpoints" / str(last))
     go_on(run)
     assert_same(run, early)
+
+
+def test_a_fold_stays_the_same(study: Path, compiled: dict[str, str]) -> None:
+    run = begin(study, "fold", fold="2/3")
+    before = json.loads((run / "config.json").read_text())
+    assert before["options"]["fold"] == "2/3"
+    assert (len(before["train"]), len(before["validation"])) == (2, 1)
+    assert json.loads((run / "model" / "finetune.json").read_text())["options"]["fold"] == "2/3"
+    model = (run / "model" / "model.json").read_bytes()
+    shutil.rmtree(run / "model")
+    with pytest.raises(InputError, match="fold: 2/3 → 1/3; other subjects to train on"):
+        go_on(run, fold="1/3")
+    assert "fold 2 of 3: 2 to train on, 1 to validate on" in go_on(run)
+    after = json.loads((run / "config.json").read_text())
+    for name in ("options", "train", "validation"):
+        assert after[name] == before[name]
+    assert (run / "model" / "model.json").read_bytes() == model
 
 
 def test_of_a_finished_run_options_are_not_used(whole: Path) -> None:

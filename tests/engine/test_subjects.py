@@ -265,7 +265,8 @@ def test_a_file_that_does_not_exist(folder: Path, kind: str, file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["site/a", "..\\a", "..", ".", ".a.partial", "a\0b", "a:b", 201 * "a"]
+    "name",
+    ["site/a", "..\\a", "..", ".", ".a.partial", "a\0b", "a\x1b[2Jb", "a\x9bb", "a:b", 201 * "a"],
 )
 def test_names_that_cannot_be_files(folder: Path, name: str) -> None:
     path = write(folder, "subject,image,label", f"{name},images/a.nii.gz,labels/a.nii.gz")

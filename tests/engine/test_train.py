@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from voxtune.engine.config import Finetune, Prepare
-from voxtune.engine.contract import Contract
+from voxtune.engine.contract import SHARES, Contract
 from voxtune.engine.model_dir import LabelClass, ModelSpec, read_model, write_model
 from voxtune.engine.prepare import prepare as prepare_store
 from voxtune.engine.setup import set_up
@@ -192,7 +192,14 @@ class TestRunDirectory:
     def test_the_model_has_the_new_classes_and_the_training_block(self, run_dir: Path) -> None:
         spec, values = read_model(run_dir / "model")
         assert spec.classes == (LabelClass(0, "background"), LabelClass(7, "blob"))
-        assert spec.contract == dataclasses.replace(SPEC.contract, block=(12, 12, 12))
+        quantiles = spec.contract.quantiles
+        assert spec.contract == dataclasses.replace(
+            SPEC.contract, block=(12, 12, 12), quantiles=quantiles
+        )
+        scans = [nib.load(run_dir.parent / f"image{n}.nii").get_fdata() for n in (0, 1)]
+        scaled = [(scan - scan.mean()) / scan.std() for scan in scans]
+        wanted = np.mean([np.quantile(scan, SHARES) for scan in scaled], axis=0)
+        np.testing.assert_allclose(quantiles, wanted, atol=1e-3)
         assert values.keys() == PARAMETERS.keys()
         record = json.loads((run_dir / "model" / "finetune.json").read_text())
         assert record["train"] == ["sub-0", "sub-1"]
@@ -321,6 +328,7 @@ class TestData:
         assert np.isfinite(losses).all()
         assert losses[-1] < losses[0]
         assert events(run, "validation")[-1]["dice"].keys() == {"blob"}
+        assert read_model(run / "model")[0].contract.quantiles is None  # of nothing but drawings
 
     @pytest.mark.parametrize(
         ("changes", "words"),
@@ -331,6 +339,9 @@ class TestData:
             ({"synthetic": True, "loss": "mean_squared_error", "labels": None}, "--synthetic"),
             ({"synthetic": True, "augment": "strong"}, "--synthetic changes blocks in its own way"),
             ({"workers": -1}, "--workers -1 makes no sense"),
+            ({"fold": "1/1"}, "--fold 1/1 leaves no subject to train on"),
+            ({"fold": "1/4"}, "needs 4 people at least, but .* has 3 that are not in the split"),
+            ({"fold": "1/3", "hold_out": 0.3}, "says who is kept .* --hold-out 0.3; leave one"),
         ],
     )
     def test_what_does_not_go_together(self, folder: Path, changes: Any, words: str) -> None:
@@ -430,9 +441,9 @@ class TestRecipe:
         """It lags behind the weights: what the predictor is given and what is written is it."""
         seen: list[Any] = []
 
-        def spied(predictor: Any, params: Any, *rest: Any) -> Validation:
-            seen.append({path: np.array(value) for path, value in flat(params).items()})
-            return validate(predictor, params, *rest)
+        def spied(predictor: Any, member: Any, *rest: Any) -> Validation:
+            seen.append({path: np.array(value) for path, value in flat(member.params).items()})
+            return validate(predictor, member, *rest)
 
         monkeypatch.setattr("voxtune.engine.train.validate", spied)
         plain = parameters(train(folder, "plain", steps=6, warmup=0))

@@ -1,6 +1,8 @@
 """What a run trains on: a table and the store made of it give the same, and who is left out."""
 
 import dataclasses
+import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from voxtune.engine.case import Case
+from voxtune.engine.case import Affine, Case, quantised
 from voxtune.engine.config import Finetune, Prepare
 from voxtune.engine.contract import Contract
 from voxtune.engine.model_dir import LabelClass, ModelSpec
 from voxtune.engine.prepare import prepare
 from voxtune.engine.subjects import Subject
-from voxtune.engine.training_data import read_training_data, split_subjects
+from voxtune.engine.training_data import (
+    expected_quantiles,
+    read_training_data,
+    split_subjects,
+)
 from voxtune.models.errors import InputError
 
 QUIET = Console(quiet=True)
@@ -72,6 +78,9 @@ def test_a_table_gives_what_its_store_gives(folder: Path) -> None:
     store = read_training_data(options(folder, "store"), SPEC, QUIET)
     assert [case.name for case in store.train] == ["sub-0", "sub-2"]
     assert [case.name for case in store.validation] == ["sub-3"]
+    folds = [options(folder, data, fold="2/3") for data in ("subjects.csv", "store")]
+    in_fold = [read_training_data(each, SPEC, QUIET) for each in folds]
+    assert [[case.name for case in each.train] for each in in_fold] == [["sub-0", "sub-3"]] * 2
     for one, other in zip(table.train, store.train, strict=True):
         assert same(one, other)
         assert one.counts == other.counts
@@ -136,11 +145,70 @@ def test_as_many_images_are_drawn_as_the_network_has_channels(folder: Path) -> N
     assert all(case.image is None for case in (*data.train, *data.validation))
 
 
+class TestQuantiles:
+    def test_they_are_means_over_training_scans(self, folder: Path) -> None:
+        data = read_training_data(options(folder, "store"), SPEC, QUIET)
+        found = expected_quantiles(data.train)
+        each = [case.image[:, :, :][..., 0] for case in data.train if case.image is not None]
+        wanted = np.mean([np.quantile(image, [0.01, 0.25, 0.5, 0.75, 0.99]) for image in each], 0)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+    def test_large_scans_are_sampled_and_of_many_some_are_read(self, folder: Path) -> None:
+        case = read_training_data(options(folder), SPEC, QUIET).train[0]
+        image = np.random.default_rng(0).normal(size=(90, 50, 60, 2)).astype(np.float32)
+        image[..., 1] += 100  # of the first channel alone
+        large = quantised(list(np.moveaxis(image, -1, 0)), [Affine(), Affine()])
+        reads: list[int] = []
+
+        class Seen:
+            shape, dtype = large.stored.shape, large.stored.dtype
+
+            def __getitem__(self, where: Any) -> np.ndarray:
+                part = large.stored[where]
+                reads.append(part[..., 0].size)
+                return part
+
+        seen = dataclasses.replace(large, stored=Seen())
+        found = expected_quantiles([dataclasses.replace(case, image=seen)] * 100)
+        np.testing.assert_allclose(found, [-2.326, -0.674, 0, 0.674, 2.326], atol=0.06)
+        assert len(reads) <= 16
+        assert max(reads) <= 40**3
+
+    def test_drawn_images_have_none(self, folder: Path) -> None:
+        data = read_training_data(options(folder, synthetic=True), SPEC, QUIET)
+        assert expected_quantiles(data.train) is None
+
+
 def subjects(*splits: str | None) -> list[Subject]:
     return [
         Subject(f"sub-{number}", {"image": Path("image")}, Path("label"), split)
         for number, split in enumerate(splits)
     ]
+
+
+@pytest.mark.parametrize("data", ["subjects.csv", "store"])
+def test_scans_of_people_in_the_split_test_are_said_to_be_in_no_fold(
+    folder: Path, tmp_path: Path, data: str
+) -> None:
+    table = (folder / "subjects.csv").read_text().replace("sub-0", "sub-1_ses-2")
+    table = re.sub(r"(image|label)(?=\d)", lambda found: f"{folder}/{found[0]}", table)
+    (tmp_path / "subjects.csv").write_text(table)
+    if data == "store":
+        prepare(
+            Prepare(
+                tmp_path / "subjects.csv",
+                tmp_path / data,
+                orientation="LIA",
+                spacing=(1.5, 1.0, 1.0),
+                workers=1,
+            ),
+            QUIET,
+        )
+    text = io.StringIO()
+    config = options(tmp_path, data, fold="1/2")
+    found = read_training_data(config, SPEC, Console(file=text, width=200))
+    assert len(found.train) == len(found.validation) == 1
+    assert "leaves out 1 scan of people who have others in the split test" in text.getvalue()
 
 
 class TestSplits:
@@ -167,6 +235,17 @@ class TestSplits:
         few, held_too = split_subjects(given, options(Path(), train_subjects=3))
         assert few == every[:3]
         assert held_too == held
+
+    def test_folds_leave_out_the_split_test_alone(self) -> None:
+        given = subjects("test", "train", "validation", "train", "validation")
+        found = [split_subjects(given, options(Path(), fold=f"{i}/2")) for i in (1, 2)]
+        names = {each.name for each in given[1:]}
+        for trained, held in found:
+            assert {each.name for each in (*trained, *held)} == names
+            assert len(trained) == len(held) == 2
+        assert found[0] == found[1][::-1]
+        few, held = split_subjects(given, options(Path(), fold="1/2", train_subjects=1))
+        assert (few, held) == (found[0][0][:1], found[0][1])
 
     @pytest.mark.parametrize("splits", [("test", "validation"), ("test",)])
     def test_no_subject_to_train_on(self, splits: tuple[str, ...]) -> None:
