@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from voxtune.engine.config import AugmentName
+from voxtune.engine.options import AugmentName
 from voxtune.engine.separable import blur, lower_resolution, smooth_field
 from voxtune.engine.warp import affine, warp
 

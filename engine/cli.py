@@ -29,6 +29,8 @@ _SEVERAL = (
     "--lambda",
     "--swap",
     "--keep",
+    "--ensemble",
+    "--maps",
 )
 
 
@@ -209,26 +211,17 @@ def run(command: config.Command, console: Console) -> int:
 
             return 0 if doctor(console) else 1
         case config.Predict():
-            from voxtune.engine.predict import predict, scans_of
+            from voxtune.engine.job import predict
 
-            predict(
-                command.model_dir,
-                scans_of(command.scans, command.split),
-                command.output,
-                overlap=command.overlap,
-                overwrite=command.overwrite,
-                report=lambda line: console.print(line, highlight=False, soft_wrap=True),
-                nonfinite=command.nonfinite,
-            )
+            return 0 if predict(command, console) else 1
+        case config.Threshold():
+            from voxtune.engine.threshold import choose_threshold
+
+            choose_threshold(command, console)
         case config.Evaluate():
-            from voxtune.engine.evaluate import evaluate, table, write_csv
-            from voxtune.engine.subjects import read_subjects
+            from voxtune.engine.evaluate import evaluate
 
-            subjects = read_subjects(command.subjects, split=command.split)
-            rows = evaluate(command.predictions_dir, subjects)
-            if command.output is not None:
-                write_csv(rows, command.output, command.overwrite)
-            console.print(table(rows))
+            evaluate(command, console)
         case config.Picture():
             from voxtune.engine.picture import draw_predictions
             from voxtune.engine.subjects import read_subjects

@@ -71,6 +71,12 @@ class Conformed:
     uncut_shape: tuple[int, int, int]
     corner: tuple[int, int, int]
 
+    @property
+    def reoriented_shape(self) -> tuple[int, int, int]:
+        """Shape of the reoriented scan."""
+        first, second, third = (self.scan_shape[axis] for axis in self.axes)
+        return first, second, third
+
 
 def conform(
     volume: Volume,
@@ -107,7 +113,9 @@ def conform(
     plan = _planned(volume, orientation, spacing_mm)
     shape, affine = plan.shape, plan.affine
     to_reoriented = np.eye(4)
-    data = np.ascontiguousarray(_reorient(volume.data, plan.axes, plan.flipped))
+    data = _reorient(volume.data, plan.axes, plan.flipped)
+    if plan.exact:  # else there would be a third volume beside the scan and the resampled one
+        data = np.ascontiguousarray(data)
     if interpolation in ("nearest", "label_linear"):
         outside = 0.0
     elif outside is None:
@@ -161,31 +169,20 @@ def conformed_shape(
     return plan.shape, plan.exact
 
 
-def to_scan_grid(conformed: Conformed, probabilities: np.ndarray) -> np.ndarray:
-    """The most probable class of each of the scan's own voxels.
-
-    Resampled scans get each class's map interpolated linearly at their voxel centres, one class at
-    a time, and the largest wins: boundaries fall between the conformed voxels, not on them. Scan
-    voxels that the grid cut off are of the first class.
+def exactly_to_scan_grid(conformed: Conformed, values: np.ndarray, outside: float) -> np.ndarray:
+    """Values at each of the scan's own voxels, where it was not resampled.
 
     Args:
         conformed: what `conform` returned for the scan.
-        probabilities: float32 [D, H, W, C] on the conformed grid; anything that rises with the
-            probability, logits too.
+        values: `[D, H, W]` on the conformed grid.
+        outside: value where the grid cut scan voxels off.
 
     Returns:
-        Indices of classes, uint8 (uint16 beyond 256 classes), shaped as the scan.
+        An array shaped as the scan.
     """
-    if probabilities.shape[:-1] != conformed.data.shape:
-        raise ValueError(f"{probabilities.shape} is not on the grid {conformed.data.shape}")
-    classes = probabilities.shape[-1]
-    dtype = np.uint8 if classes <= 256 else np.uint16
-    if conformed.exact:
-        winners = _uncut(conformed, np.argmax(probabilities, axis=-1).astype(dtype), 0)
-    else:
-        winners = _interpolated_argmax(conformed, probabilities, dtype)
-        winners[_cut_off(conformed)] = 0
-    return np.ascontiguousarray(_undo_reorient(winners, conformed.axes, conformed.flipped))
+    first, second, third = conformed.corner
+    uncut = _cut(values, (-first, -second, -third), conformed.uncut_shape, outside)
+    return to_scan_axes(conformed, uncut)
 
 
 def image_to_scan_grid(conformed: Conformed, image: np.ndarray) -> np.ndarray:
@@ -201,11 +198,47 @@ def image_to_scan_grid(conformed: Conformed, image: np.ndarray) -> np.ndarray:
     if image.shape != conformed.data.shape:
         raise ValueError(f"{image.shape} is not on the grid {conformed.data.shape}")
     if conformed.exact:
-        values = _uncut(conformed, image, float(image.min()))
-    else:
-        values = _at_scan_voxels(conformed, image)
-        values[_cut_off(conformed)] = image.min()
-    return np.ascontiguousarray(_undo_reorient(values, conformed.axes, conformed.flipped))
+        return exactly_to_scan_grid(conformed, image, float(image.min()))
+    # A contiguous copy: interpolating a strided map takes three times as long.
+    grid = np.ascontiguousarray(image, np.float32)
+    shape = conformed.reoriented_shape
+    values = _resample(grid, to_conformed(conformed), shape, order=1, outside=None)
+    fill_cut_off(conformed, values, float(image.min()))
+    return to_scan_axes(conformed, values)
+
+
+def to_scan_axes(conformed: Conformed, values: np.ndarray) -> np.ndarray:
+    """Values of the reoriented scan `[reoriented_shape]` as the scan's own axes have them."""
+    undone = np.flip(values, _flips(conformed.flipped)).transpose(np.argsort(conformed.axes))
+    return np.ascontiguousarray(undone)
+
+
+def to_conformed(conformed: Conformed) -> np.ndarray:
+    """float64 `[4, 4]`: voxels of the reoriented scan to conformed ones."""
+    found = np.linalg.inv(conformed.to_reoriented)
+    found[:3, 3] -= conformed.corner
+    return found
+
+
+def fill_cut_off(conformed: Conformed, values: np.ndarray, outside: float) -> None:
+    """Fills in, in place, what lies more than half a voxel outside the grid, where that was cut.
+
+    Args:
+        conformed: what `conform` returned for the scan.
+        values: `[reoriented_shape]`.
+        outside: what those voxels get.
+    """
+    to_uncut = np.linalg.inv(conformed.to_reoriented)
+    _, height, width = values.shape
+    for axis in range(3):
+        first, size = conformed.corner[axis], conformed.data.shape[axis]
+        if first <= 0 and first + size >= conformed.uncut_shape[axis]:
+            continue
+        for depth, plane in enumerate(values):  # places of a plane at a time, which are float64
+            voxels = (depth, np.arange(height)[:, None], np.arange(width))
+            x, y, z = (to_uncut[axis, each] * voxels[each] for each in range(3))
+            place = x + y + z + (to_uncut[axis, 3] - first)
+            plane[(place < -0.5) | (place > size - 0.5)] = outside
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,45 +288,6 @@ def _planned(
     return _Plan(axes, flipped, exact, reoriented, own_spacing, spacing, shape, affine)
 
 
-def _interpolated_argmax(
-    conformed: Conformed, probabilities: np.ndarray, dtype: type[np.integer]
-) -> np.ndarray:
-    """Winning class [reoriented scan shape]; the first wins a tie, as in argmax."""
-    best = _at_scan_voxels(conformed, probabilities[..., 0])
-    winners = np.zeros(best.shape, dtype)
-    for index in range(1, probabilities.shape[-1]):
-        values = _at_scan_voxels(conformed, probabilities[..., index])
-        winners[values > best] = index
-        np.maximum(best, values, out=best)
-    return winners
-
-
-def _at_scan_voxels(conformed: Conformed, values: np.ndarray) -> np.ndarray:
-    """Values [D, H, W] interpolated linearly at the scan's voxels, [reoriented scan shape]."""
-    first, second, third = (conformed.scan_shape[axis] for axis in conformed.axes)
-    # A contiguous copy: interpolating a strided map takes three times as long.
-    grid = np.ascontiguousarray(values, np.float32)
-    to_conformed = np.linalg.inv(conformed.to_reoriented)
-    to_conformed[:3, 3] -= conformed.corner
-    return _resample(grid, to_conformed, (first, second, third), order=1, outside=None)
-
-
-def _cut_off(conformed: Conformed) -> np.ndarray:
-    """Which scan voxels lie more than half a voxel outside the grid, [reoriented scan shape]."""
-    shape = [conformed.scan_shape[axis] for axis in conformed.axes]
-    found = np.zeros(shape, bool)
-    to_uncut = np.linalg.inv(conformed.to_reoriented)
-    voxels = np.ogrid[tuple(map(slice, shape))]
-    for axis in range(3):
-        first, size = conformed.corner[axis], conformed.data.shape[axis]
-        if first <= 0 and first + size >= conformed.uncut_shape[axis]:
-            continue
-        x, y, z = (to_uncut[axis, each] * voxels[each] for each in range(3))
-        place = x + y + z + (to_uncut[axis, 3] - first)
-        found |= (place < -0.5) | (place > size - 0.5)
-    return found
-
-
 def _cut(
     data: np.ndarray, corner: tuple[int, int, int], shape: tuple[int, int, int], outside: float
 ) -> np.ndarray:
@@ -304,12 +298,6 @@ def _cut(
     place = tuple(slice(max(-at, 0), min(size, n - at)) for at, size, n in pairs)
     found[place] = data[inside]
     return found
-
-
-def _uncut(conformed: Conformed, values: np.ndarray, outside: float) -> np.ndarray:
-    """Values [D, H, W] on the uncut grid again, `outside` where they were cut off."""
-    first, second, third = conformed.corner
-    return _cut(values, (-first, -second, -third), conformed.uncut_shape, outside)
 
 
 def _closest_reorientation(
@@ -328,12 +316,6 @@ def _reorient(
     data: np.ndarray, axes: tuple[int, int, int], flipped: tuple[bool, bool, bool]
 ) -> np.ndarray:
     return np.flip(data.transpose(axes), _flips(flipped))
-
-
-def _undo_reorient(
-    data: np.ndarray, axes: tuple[int, int, int], flipped: tuple[bool, bool, bool]
-) -> np.ndarray:
-    return np.flip(data, _flips(flipped)).transpose(np.argsort(axes))
 
 
 def _flips(flipped: tuple[bool, bool, bool]) -> tuple[int, ...]:
@@ -405,12 +387,14 @@ def _resample(
 
     `outside` is the value around data, None repeats the border. "grid-constant" because with
     "constant" scipy also blanks points that rounding puts 1e-15 beyond the border. Order 3 is
-    filtered first, so that the spline goes through the values.
+    filtered first, so that the spline goes through the values. Axes are taken as they lie in
+    memory: against that, interpolating 256^3 voxels takes three times as long.
     """
+    memory = np.argsort([-abs(stride) for stride in data.strides], kind="stable")
     return ndimage.affine_transform(
-        data,
-        to_data[:3, :3],
-        to_data[:3, 3],
+        data.transpose(memory),
+        to_data[memory, :3],
+        to_data[memory, 3],
         output_shape=shape,
         order=order,
         mode="nearest" if outside is None else "grid-constant",

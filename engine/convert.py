@@ -14,7 +14,7 @@ from voxtune.converters.keras_reference import Verification, verify
 from voxtune.converters.to_flax import Conversion, Tensor, convert
 from voxtune.converters.verify import Comparison, compare_golden
 from voxtune.converters.weights_only import candidates, fit, parse_arguments
-from voxtune.engine.config import Convert, Preprocessing, Source
+from voxtune.engine.config import Convert
 from voxtune.engine.contract import Contract, check_contract
 from voxtune.engine.known_models import BRAINCHOP, NOBRAINER, KnownModel, recognise
 from voxtune.engine.model_dir import (
@@ -25,6 +25,7 @@ from voxtune.engine.model_dir import (
     labels_voxels,
     write_model,
 )
+from voxtune.engine.options import Preprocessing, Source
 from voxtune.engine.output import check_free
 from voxtune.models.errors import InputError
 

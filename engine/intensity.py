@@ -1,5 +1,7 @@
 """Intensity scaling, as the pretrained networks saw it. No JAX here."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,12 +34,18 @@ class Scaling:
 
     def __call__(self, data: np.ndarray) -> np.ndarray:
         """Numbers of any shape, scaled, float32."""
-        clips = self.low is not None or self.high is not None
-        clipped = np.clip(data, self.low, self.high) if clips else data
-        scaled = (clipped.astype(np.float32) - np.float32(self.offset)) / np.float32(self.spread)
-        if self.keeps_zero:
-            scaled[data == 0] = 0
-        return scaled
+        return self.in_place(np.array(data, np.float32))
+
+    def in_place(self, data: np.ndarray) -> np.ndarray:
+        """The same of float32, which are changed."""
+        zero = data == 0 if self.keeps_zero else None
+        if self.low is not None or self.high is not None:
+            np.clip(data, self.low, self.high, out=data)
+        data -= np.float32(self.offset)
+        data /= np.float32(self.spread)
+        if zero is not None:
+            data[zero] = 0
+        return data
 
 
 def scaling_of(
@@ -77,9 +85,7 @@ def scaling_of(
     low = high = None
     # float64 statistics: a float32 sum over 256^3 voxels has lost its last digits.
     if kind in ("zscore", "zscore_nonzero"):
-        counted = data if kind == "zscore" else data[data != 0]
-        offset = float(counted.mean(dtype=np.float64)) if counted.size else 0.0
-        spread = float(counted.std(dtype=np.float64)) if counted.size else 0.0
+        offset, spread = _moments(data, without_zero=kind == "zscore_nonzero")
     elif kind == "minmax":
         offset, spread = float(data.min()), float(data.max()) - float(data.min())
     elif kind == "quantile":
@@ -96,3 +102,20 @@ def scaling_of(
             f"{offset:g}: crop it closer to the head, or use another scaling"
         )
     return Scaling(low, high, offset, spread, keeps_zero=kind == "zscore_nonzero")
+
+
+def _moments(data: np.ndarray, without_zero: bool) -> tuple[float, float]:
+    """Mean and standard deviation, 0 of nothing, a plane at a time.
+
+    Of the whole, numpy would make a float64 copy, which is twice as large as the volume.
+    """
+
+    def planes() -> Iterator[np.ndarray]:
+        for plane in data:
+            yield (plane[plane != 0] if without_zero else plane).astype(np.float64)
+
+    count = int(np.count_nonzero(data)) if without_zero else data.size
+    if not count:
+        return 0.0, 0.0
+    mean = sum(float(plane.sum()) for plane in planes()) / count
+    return mean, math.sqrt(sum(float(np.square(plane - mean).sum()) for plane in planes()) / count)

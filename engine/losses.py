@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from voxtune.engine.case import IGNORE
-from voxtune.engine.config import LossName
+from voxtune.engine.options import LossName
 from voxtune.models.errors import InputError
 
 REGRESSION: tuple[LossName, ...] = ("mean_squared_error", "mean_absolute_error")

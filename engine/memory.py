@@ -49,8 +49,16 @@ class Memory:
     parts: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, compiled: Compiled, mesh: Mesh) -> Self | None:
-        """Of a step `(state, batch)`, or `(state, batch, cache)`; None where XLA does not tell."""
+    def of(
+        cls, compiled: Compiled, mesh: Mesh, arguments: Sequence[str] = _ARGUMENTS
+    ) -> Self | None:
+        """Of a program, by default a step's; None where XLA does not tell.
+
+        Args:
+            compiled: the program.
+            mesh: the devices.
+            arguments: names of its first ones, to be told apart as `parts`.
+        """
         found = compiled.memory_analysis()
         if found is None:
             return None
@@ -61,7 +69,7 @@ class Memory:
             found.alias_size_in_bytes,
             found.temp_size_in_bytes,
             found.generated_code_size_in_bytes,
-            _parts(compiled),
+            _parts(compiled, arguments),
         )
 
     @property
@@ -94,34 +102,46 @@ class Memory:
         Raises:
             InputError: they have not, as far as they tell.
         """
-        devices = self.mesh.local_mesh.devices.flatten().tolist()
-        needed: int
-        free: float | None
-        if devices[0].platform == "cpu":
-            # They share the machine's memory, where the arguments are already.
-            needed = (self.further + self._waiting) * len(devices)
-            free = available_memory()
-            where = "the machine has"
-        else:
-            needed, free = min((self._margin(each) for each in devices), key=lambda x: x[1] - x[0])
-            where = "a device has"
-        if free is not None and needed > free:
+        if lack := self.lack(self._waiting):
+            needed, free, where = lack
             raise InputError(
                 f"The step does not fit: it needs {size_of(needed)} more memory, but {where} "
                 f"{size_of(free)} free, {size_of(needed - free)} too little; "
                 f"{advice(config, self.mesh, batch, splits)}."
             )
 
+    def lack(self, more: int) -> tuple[int, float, str] | None:
+        """Bytes that are needed and that are free, and whose they are, "a device has".
+
+        None where they suffice, as far as the devices tell.
+
+        Args:
+            more: bytes of each device that are needed besides.
+        """
+        devices = self.mesh.local_mesh.devices.flatten().tolist()
+        needed: int
+        free: float | None
+        if devices[0].platform == "cpu":
+            # They share the machine's memory, where the arguments are already.
+            needed = (self.further + more) * len(devices)
+            free = available_memory()
+            where = "the machine has"
+        else:
+            margins = (self._margin(each, more) for each in devices)
+            needed, free = min(margins, key=lambda x: x[1] - x[0])
+            where = "a device has"
+        return None if free is None or needed <= free else (needed, free, where)
+
     @property
     def _waiting(self) -> int:
         """Bytes of each device for batches: those that come next, and the one before."""
         return (AHEAD + 1) * self.parts.get("batch", 0)
 
-    def _margin(self, device: jax.Device) -> tuple[int, float]:
+    def _margin(self, device: jax.Device, more: int) -> tuple[int, float]:
         """What a device needs beside what it holds, and what it has free, bytes."""
         told = device.memory_stats() or {}
         held = told.get("bytes_in_use", 0)
-        needed = self.further + self._waiting + max(0, self.arguments - held)
+        needed = self.further + more + max(0, self.arguments - held)
         return needed, told.get("bytes_limit", math.inf) - held
 
 
@@ -218,13 +238,13 @@ def available_memory(root: Path = Path("/")) -> int | None:
     return min([*found, *([] if left is None else [left])], default=None)
 
 
-def _parts(compiled: Compiled) -> dict[str, int]:
-    """Bytes of a device that each argument of a step takes."""
+def _parts(compiled: Compiled, names: Sequence[str]) -> dict[str, int]:
+    """Bytes of a device that each of those arguments takes."""
     given, _ = compiled.args_info
     lies, _ = compiled.input_shardings
     return {
         name: sum(map(_bytes, jax.tree.leaves(arrays), jax.tree.leaves(shardings)))
-        for name, arrays, shardings in zip(_ARGUMENTS, given, lies, strict=False)
+        for name, arrays, shardings in zip(names, given, lies, strict=False)
     }
 
 

@@ -22,6 +22,13 @@ from voxtune.models.lowering import SPATIAL
 
 DATA = "data"
 
+# What helps where memory ran out.
+TO_TRAIN = (
+    "lower --block or --batch, fine-tune with --accumulate, --remat, --compute-dtype bfloat16 or "
+    "--mesh spatial=, without --cache device, or convert the network with a smaller --block"
+)
+TO_PREDICT = "lower --block, split it by --mesh spatial=, or ask for fewer --maps"
+
 
 def find_devices() -> list[jax.Device]:
     """The devices of all processes, in the order of the processes.
@@ -160,8 +167,11 @@ def here(tree: Any, mesh: Mesh) -> Any:
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors(advice: str = TO_TRAIN) -> Iterator[None]:
     """Says in a sentence that memory ran out, the host's or a device's.
+
+    Args:
+        advice: what helps.
 
     Raises:
         InputError: it did.
@@ -172,9 +182,7 @@ def memory_errors() -> Iterator[None]:
         if not isinstance(error, MemoryError) and not ran_out(error):
             raise
         raise InputError(
-            f"There is not enough memory{amounts(error)} for blocks of this size; lower --block or "
-            "--batch, fine-tune with --accumulate, --remat, --compute-dtype bfloat16 or --mesh "
-            "spatial=, without --cache device, or convert the network with a smaller --block."
+            f"There is not enough memory{amounts(error)} for blocks of this size; {advice}."
         ) from error
 
 

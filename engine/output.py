@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from voxtune.engine.volume import written_beside
 from voxtune.models.errors import InputError
 
 MARKER = ".voxtune"  # in every folder that voxtune wrote; no other folder is ever replaced
@@ -92,6 +93,52 @@ def make_folder(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
+
+
+def check_free_or_of(folder: Path, kind: str) -> None:
+    """Makes sure that results of a kind may be written to a folder, beside those that are there.
+
+    Args:
+        folder: the folder, which may be there if `make_folder_of` made it for that kind.
+        kind: of results.
+
+    Raises:
+        InputError: it may not be written to.
+    """
+    # What is hidden may be another job's, which is about to mark the same folder.
+    free = folder.is_dir() and all(each.name[0] == "." for each in folder.iterdir())
+    ours = _kind(folder) == kind
+    if (folder / MARKER).is_file() and not free and not ours:  # a model or a run, of whose files
+        raise InputError(  # a result might bear the name
+            f"{folder} exists and holds something else than {kind}; choose another folder."
+        )
+    if not free or folder.is_symlink():
+        check_free(folder, ours)
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} cannot be written; give it permission, or choose another.")
+
+
+def make_folder_of(folder: Path, kind: str) -> None:
+    """Makes a folder and marks it as ours, of results of a kind; one that is there is kept.
+
+    Raises:
+        InputError: the disk does not take it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}.") from error
+    if _kind(folder) != kind:
+        with written_beside(folder / MARKER) as beside:
+            beside.write_text(f"{kind}\n")
+
+
+def _kind(folder: Path) -> str:
+    """Of what results a folder of ours is; empty where it is of no kind in particular."""
+    try:
+        return (folder / MARKER).read_text().strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def unfinished(path: Path) -> Path:

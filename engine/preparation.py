@@ -11,11 +11,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from voxtune.engine.case import Affine, Box, Case, Quantised, contents_of, quantised
-from voxtune.engine.config import Labelling
 from voxtune.engine.conform import conform, conformed_shape
 from voxtune.engine.contract import LONGEST, Contract, ImageInterpolation, check_contract
 from voxtune.engine.intensity import IntensityKind, scaling_of
 from voxtune.engine.labels import LabelMap, read_label_map
+from voxtune.engine.options import Labelling
 from voxtune.engine.preprocessing import conformed_channel, load_channels
 from voxtune.engine.subjects import Problem, Subject
 from voxtune.engine.volume import (

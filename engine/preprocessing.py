@@ -1,7 +1,7 @@
 """From a subject's files to what its network sees. No JAX here: worker processes do this too."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from voxtune.engine.conform import Conformed, conform
 from voxtune.engine.contract import Contract
 from voxtune.engine.intensity import scaling_of
 from voxtune.engine.volume import Volume, check_same_grid, load_image
+from voxtune.models.errors import InputError
 
 
 def load_channels(images: Mapping[str, Path], nonfinite: float | None = None) -> tuple[Volume, ...]:
@@ -47,8 +48,53 @@ def conformed_channel(channel: Volume, contract: Contract) -> Conformed:
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class ConformedScan:
+    """A scan as its network sees it.
+
+    Attributes:
+        image: float32 `[D, H, W, C]`.
+        grid: the conformed grid, its data those of the last channel.
+        place: the scan's own grid and header, without its voxels.
+        replaced: voxels that were NaN or infinite.
+    """
+
+    image: np.ndarray
+    grid: Conformed
+    place: Volume
+    replaced: int
+
+
+def read_conformed(
+    images: Mapping[str, Path], contract: Contract, nonfinite: float | None = None
+) -> ConformedScan:
+    """Reads a scan and brings it to what its network sees, a channel at a time.
+
+    The host holds two volumes at most beside what it returns, whatever the number of channels.
+
+    Raises:
+        InputError: as `load_channels` and `network_image`.
+    """
+    places: list[Volume] = []
+
+    def read() -> Iterator[Volume]:
+        for path in images.values():
+            volume = load_image(path, nonfinite)
+            if places:
+                volume = check_same_grid(places[0], volume, "linear")
+            places.append(volume.without_voxels())
+            handed = [volume]
+            del volume
+            yield handed.pop()  # so that it goes when its user lets go of it
+
+    image, grid = _conformed(read(), len(images), contract)
+    return ConformedScan(image, grid, places[0], sum(each.replaced for each in places))
+
+
 def network_image(scan: Sequence[Volume], contract: Contract) -> tuple[np.ndarray, Conformed]:
     """A scan as its network sees it, float32 `[D, H, W, C]`, and the conformed grid.
+
+    The grid's data are those of the last channel as the network sees it, not a second volume.
 
     Args:
         scan: its channels, on one grid; each is scaled by its own statistics, those of the whole
@@ -58,12 +104,37 @@ def network_image(scan: Sequence[Volume], contract: Contract) -> tuple[np.ndarra
     Raises:
         InputError: see `conform` and `scaling_of`.
     """
-    channels = []
-    for each in scan:
-        grid = conformed_channel(each, contract)
-        scaling = scaling_of(grid.data, contract.intensity, contract.window, each.path)
-        channels.append(scaling(grid.data))
-    return np.stack(channels, axis=-1), grid
+    return _conformed(iter(scan), len(scan), contract)
+
+
+def _conformed(
+    scan: Iterator[Volume], channels: int, contract: Contract
+) -> tuple[np.ndarray, Conformed]:
+    image: np.ndarray | None = None
+    for index in range(channels):
+        channel = next(scan)
+        path = channel.path
+        grid = conformed_channel(channel, contract)
+        # What was reoriented without a copy is the scan's own, which stays as it is.
+        shared = np.shares_memory(grid.data, channel.data)
+        del channel
+        scaling = scaling_of(grid.data, contract.intensity, contract.window, path)
+        scaled = scaling(grid.data) if shared else scaling.in_place(grid.data)
+        if not np.isfinite(float(scaled.max()) - float(scaled.min())):
+            raise InputError(
+                f"{path} has values so large that they cannot be scaled by {contract.intensity}: "
+                "export the scan again"
+            )
+        if channels == 1:
+            image = scaled[..., np.newaxis]
+        elif image is None:
+            image = np.empty((*scaled.shape, channels), np.float32)
+        if channels > 1:
+            image[..., index] = scaled
+        grid = replace(grid, data=image[..., index])
+        del scaled
+    assert image is not None
+    return image, grid
 
 
 def pad_to_block(

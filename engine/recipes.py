@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from voxtune.engine.config import RecipeName
+from voxtune.engine.options import RecipeName
 
 _NOBRAINER = {
     "loss": "jaccard",

@@ -19,7 +19,7 @@ from voxtune.engine.contract import Contract
 from voxtune.engine.intensity import IntensityKind, scaling_of
 from voxtune.engine.losses import class_logits
 from voxtune.engine.model_dir import ModelSpec
-from voxtune.engine.predict import contested
+from voxtune.engine.predicted import most_probable
 from voxtune.engine.preprocessing import pad_to_block
 from voxtune.models.errors import InputError
 from voxtune.models.families import Network
@@ -264,8 +264,8 @@ def _classes(
 
     def shares(outputs: Array) -> np.ndarray:
         """Share of the voxels of each block that are of each class, `[2, K]`."""
-        probabilities = np.array(jax.nn.softmax(class_logits(outputs), axis=-1))
-        classes = contested(probabilities, spec).argmax(axis=-1).reshape(2, -1)
+        probabilities = jax.nn.softmax(class_logits(outputs), axis=-1)
+        classes = np.asarray(most_probable(probabilities, spec.threshold)).reshape(2, -1)
         return np.stack([(classes == i).mean(axis=1) for i in range(len(spec.classes))], axis=1)
 
     def rest(index: int, change: Change) -> np.ndarray:

@@ -1,6 +1,5 @@
 """One training step and one prediction, as pure functions of arrays."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -94,6 +93,13 @@ class Apply:
         rngs = nnx.Rngs(dropout=dropout)
         logits = network(image, train=True, rngs=rngs, remat=self.remat, step=step, axis=axis)
         return logits, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+
+    def drawn(self, params: Any, statistics: Any, image: Array, key: Array) -> Array:
+        """Logits `[B, D, H, W, C]` with weights drawn and values dropped, but no statistics of the
+        batch."""
+        states = nnx.State(params), nnx.State(statistics)
+        network: Network = nnx.merge(self.graph, *states, copy=True)
+        return network(image.astype(self.compute_dtype), rngs=nnx.Rngs(dropout=key))
 
     def divergence(self, params: Any, statistics: Any) -> Array | None:
         """Of all random weights from their priors, nats; None where none is random."""
@@ -351,16 +357,30 @@ def _counts(logits: Any, label: Array) -> Counts:
     return count(full.argmax(axis=-1), label, full.shape[-1])
 
 
-def make_predict_step(apply: Apply, values: bool = False) -> Callable[[Any, Any, Array], Array]:
-    """The prediction: parameters, statistics, `[B, D, H, W, C]` → probabilities `[B, D, H, W, K]`.
+def predict_step(
+    apply: Apply,
+    params: Any,
+    statistics: Any,
+    image: Array,
+    key: Array | None = None,
+    *,
+    values: bool = False,
+) -> Array:
+    """Probabilities float32 `[B, D, H, W, K]` of an image `[B, D, H, W, C]`.
 
-    K is the number of classes, 2 for a network with one sigmoid output. With `values` the
-    network's outputs are given as they are, float32.
+    K is the number of classes, 2 for a network with one sigmoid output.
+
+    Args:
+        apply: the network.
+        params: its parameters.
+        statistics: its statistics.
+        image: float32.
+        key: where weights are to be drawn and values dropped: of the draw.
+        values: gives the network's outputs as they are.
     """
-
-    def predict_step(params: Any, statistics: Any, image: Array) -> Array:
+    if key is None:
         logits, _ = apply(params, statistics, image)
-        logits = logits.astype(jnp.float32)
-        return logits if values else jax.nn.softmax(class_logits(logits), axis=-1)
-
-    return predict_step
+    else:
+        logits = apply.drawn(params, statistics, image, key)
+    logits = logits.astype(jnp.float32)
+    return logits if values else jax.nn.softmax(class_logits(logits), axis=-1)

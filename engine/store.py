@@ -20,8 +20,8 @@ from typing import Any
 
 from voxtune.engine.arrays import is_remote, read_bytes
 from voxtune.engine.case import Case
-from voxtune.engine.config import Labelling
 from voxtune.engine.contract import Contract
+from voxtune.engine.options import Labelling
 from voxtune.engine.output import make_folder
 from voxtune.engine.preparation import Preparation
 from voxtune.engine.stored_case import (

@@ -10,11 +10,12 @@ from types import MappingProxyType
 import numpy as np
 
 from voxtune.engine.case import IGNORE, Case
-from voxtune.engine.config import Block, Finetune
+from voxtune.engine.config import Finetune
 from voxtune.engine.contract import Contract, check_contract
 from voxtune.engine.labels import LARGEST
 from voxtune.engine.losses import REGRESSION
 from voxtune.engine.model_dir import LabelClass, ModelSpec, check_block
+from voxtune.engine.options import Block
 from voxtune.engine.subjects import UNNAMED
 from voxtune.engine.surgery import with_input
 from voxtune.models.errors import InputError

@@ -5,7 +5,6 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from voxtune.engine.case import Case, class_indices
 from voxtune.engine.metrics import Mean, count, scores
 from voxtune.engine.model_dir import ModelSpec
-from voxtune.engine.predict import Predictor, contested
+from voxtune.engine.predictor import Member, Predictor
 from voxtune.engine.processes import gathered
 
 ERROR = "mean_absolute_error"  # of networks that give an image
@@ -46,8 +45,7 @@ class Validation:
 
 def validate(
     predictor: Predictor,
-    params: Any,
-    statistics: Any,
+    member: Member,
     cases: Sequence[Case],
     spec: ModelSpec,
     table: np.ndarray | None,
@@ -61,8 +59,7 @@ def validate(
 
     Args:
         predictor: what predicts whole volumes, on this process's devices.
-        params: of the network.
-        statistics: of the network.
+        member: the network.
         cases: with images, all of them in each process; each is read whole.
         spec: the network's.
         table: label value → class index, see `voxtune.engine.dataset.class_table`; None for a
@@ -71,19 +68,18 @@ def validate(
     if not cases:
         return Validation({})
     classes = len(spec.classes)
-    # With nothing in it: a process may have no case.
-    none = np.zeros(0, np.uint8)
+    none = np.zeros(0, np.uint8)  # to learn the names of: a process may have no case
     names = [ERROR] if table is None else list(scores(count(none, none, classes)))
     mean = Mean.of(np.full((len(names), max(1, classes - 1)), math.nan))
     for case in cases[jax.process_index() :: jax.process_count()]:
         assert case.image is not None
-        predicted = predictor(params, statistics, case.image[:, :, :])
-        truth = case.label[:, :, :]
+        found, truth = predictor([member], case.image[:, :, :]), case.label[:, :, :]
         if table is None:
-            mean += Mean.of([[np.nanmean(np.abs(predicted[..., 0] - truth[..., 0]))]])
+            error = np.nanmean(np.abs(found.channel(0) - truth[..., 0]))
+            mean += Mean.of(np.array([[error]]))
             continue
-        found = contested(predicted, spec).argmax(axis=-1)
-        values = scores(count(found, class_indices(case, truth, table), classes))
+        indices = class_indices(case, truth, table)
+        values = scores(count(found.winners(spec.threshold), indices, classes))
         mean += Mean.of([values[name] for name in names])
     parts = zip(gathered(mean.total), gathered(mean.number), strict=True)
     means = functools.reduce(operator.add, (Mean(*each) for each in parts)).value()

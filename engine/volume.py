@@ -24,6 +24,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.fileholders import FileHolder
 
+from voxtune.engine.nifti import at_affine, like_scan
 from voxtune.models.errors import InputError
 
 # Of odd extensions, which tell nothing here. Once: the filters are one list for all threads, so a
@@ -78,6 +79,10 @@ class Volume:
         """Volume of one voxel, in ml."""
         return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
 
+    def without_voxels(self) -> "Volume":
+        """Where it lies, to save others there: its voxels are all 0 and take no memory."""
+        return replace(self, data=np.broadcast_to(np.float32(0), self.data.shape))
+
 
 def load_image(path: str | Path, nonfinite: float | None = None) -> Volume:
     """Read a scan.
@@ -96,10 +101,47 @@ def load_image(path: str | Path, nonfinite: float | None = None) -> Volume:
     """
     path = Path(path)
     check_nonfinite(nonfinite)
-    stored, affine, header = _read(path)
     with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which is refused below
-        data = stored.astype(np.float32)
-    bad = ~np.isfinite(data)
+        data, affine, header = _read(path, np.float32)
+        data = data.astype(np.float32, copy=False)
+    return _image(data, affine, path, header, nonfinite)
+
+
+def from_nibabel(image: Any, nonfinite: float | None = None) -> Volume:
+    """A scan that nibabel has read or made.
+
+    Args:
+        image: one 3D volume, such as a `nibabel.Nifti1Image`.
+        nonfinite: see `load_image`.
+
+    Raises:
+        InputError: as `load_image`.
+    """
+    if not isinstance(image, nib.spatialimages.SpatialImage) or image.affine is None:
+        raise InputError(
+            f"A {type(image).__name__} without affine is no scan: give what nibabel.load returns"
+        )
+    path = Path(image.get_filename() or "the image")
+    check_nonfinite(nonfinite)
+    shape, affine = _checked_shape(image, path), _checked_affine(image, path)
+    with _nibabel_errors(path), np.errstate(over="ignore"):  # it may be read only now
+        data = np.asanyarray(image.dataobj).reshape(shape).astype(np.float32)  # a copy
+    return _image(data, affine, path, image.header, nonfinite)
+
+
+def to_nibabel(data: np.ndarray, like: Volume) -> Any:
+    """A NIfTI image of `[D, H, W]` on the very grid of a scan; see `save_label`."""
+    if isinstance(like.header, nib.Nifti1Header):
+        return like_scan(data, like.header)
+    return at_affine(data, like.affine, AXIS_TOLERANCE)
+
+
+def _image(
+    data: np.ndarray, affine: np.ndarray, path: Path, header: Any, nonfinite: float | None
+) -> Volume:
+    """A scan of float32 `[D, H, W]`, which are checked, and changed in place; see `load_image`."""
+    bad = np.isfinite(data)
+    np.logical_not(bad, out=bad)
     replaced = int(np.count_nonzero(bad))
     if replaced and nonfinite is None:
         raise InputError(
@@ -137,7 +179,7 @@ def load_label(path: str | Path) -> Volume:
             numbers or too large to be labels.
     """
     path = Path(path)
-    stored, affine, header = _read(path)
+    stored, affine, header = _read(path, np.float64)
     if stored.dtype.kind == "f":
         if bad := stored.size - np.count_nonzero(np.isfinite(stored)):
             raise InputError(
@@ -204,12 +246,15 @@ def save_label(path: str | Path, data: np.ndarray, like: Volume) -> None:
     Raises:
         InputError: the path does not end in .nii or .nii.gz or cannot be written.
     """
-    _save(Path(path), data.astype(_label_dtype(data, Path(path))), like)
+    _save(Path(path), data.astype(_label_dtype(data, Path(path)), copy=False), like)
 
 
 def save_image(path: str | Path, data: np.ndarray, like: Volume) -> None:
-    """Write an image on the very grid of a scan, float32; the rest as `save_label`."""
-    _save(Path(path), data.astype(np.float32), like)
+    """Write an image on the very grid of a scan, float32 `[D, H, W]` or `[D, H, W, K]`.
+
+    The rest is as in `save_label`.
+    """
+    _save(Path(path), data.astype(np.float32, copy=False), like)
 
 
 def _save(path: Path, data: np.ndarray, like: Volume) -> None:
@@ -221,14 +266,10 @@ def _save(path: Path, data: np.ndarray, like: Volume) -> None:
     """
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise InputError(f"{path} cannot be written: results are NIfTI, name it .nii.gz or .nii")
-    if data.shape != like.data.shape:
+    if data.shape[:3] != like.data.shape:
         raise ValueError(f"{data.shape} is not on the scan's grid {like.data.shape}")
-    if isinstance(like.header, nib.Nifti1Header):
-        image = _nifti(data, like.header)
-    else:
-        image = _nifti_from_affine(data, like.affine)
     with written_beside(path) as temporary:
-        nib.save(image, temporary)
+        nib.save(to_nibabel(data, like), temporary)
 
 
 def stem(path: Path) -> str:
@@ -272,8 +313,11 @@ def written_beside(path: Path) -> Iterator[Path]:
 # Reading
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Voxels [D, H, W] as stored (scaled, if the file scales them), affine [4, 4] in mm, header."""
+def _read(path: Path, dtype: type[np.floating]) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Voxels [D, H, W] as stored, affine [4, 4] in mm, header.
+
+    Where the file scales its voxels they are of the given type, rounded once from float64.
+    """
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(
             f"{path} is not a file type that can be read ({', '.join(SUFFIXES)}): "
@@ -300,12 +344,24 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, Any]:
         affine = _checked_affine(image, path)
         _check_size_on_disk(image, files["image"], path)
         with _nibabel_errors(path):
-            stored = np.asanyarray(image.dataobj).reshape(shape)
+            stored = _scaled(image.dataobj, dtype, shape)
             for stream in streams.values():
                 # nibabel stops at the last voxel, before the checksum of a compressed file, and
                 # would not see a flipped bit. Text may come between them in an MGH file.
                 stream.read(_CHUNK_BYTES)
     return stored, affine, image.header
+
+
+def _scaled(proxy: Any, dtype: type[np.floating], shape: tuple[int, int, int]) -> np.ndarray:
+    """What a file holds, scaled a plane at a time: in float64 the whole would be twice as large."""
+    stored = proxy.get_unscaled().reshape(shape)  # from [D, H, W, 1] too
+    slope, inter = float(proxy.slope), float(proxy.inter)
+    if (slope, inter) == (1.0, 0.0):
+        return np.asarray(stored)
+    scaled = np.empty_like(stored, dtype)
+    for new, old in zip(np.moveaxis(scaled, -1, 0), np.moveaxis(stored, -1, 0), strict=True):
+        new[...] = old.astype(np.float64) * slope + inter
+    return scaled
 
 
 def _open(file: Path, path: Path) -> Any:
@@ -442,40 +498,3 @@ def _label_dtype(data: np.ndarray, path: Path) -> type[np.integer]:
 def _in_one_line(affine: np.ndarray) -> str:
     rows = (" ".join(f"{round(value, 4):.7g}" for value in row) for row in affine[:3].tolist())
     return f"[{'; '.join(rows)}]"
-
-
-# Writing
-
-
-def _nifti(data: np.ndarray, scan_header: Any) -> Any:
-    """NIfTI image of data [D, H, W] under what of the scan's header describes the grid."""
-    two = isinstance(scan_header, nib.Nifti2Header)
-    header_class: Any = nib.Nifti2Header if two else nib.Nifti1Header
-    image_class: Any = nib.Nifti2Image if two else nib.Nifti1Image
-    # Built from the bytes: nibabel's own conversion from the header of a pair forgets both forms,
-    # and its copy() shares the list of extensions.
-    header = header_class(scan_header.binaryblock, scan_header.endianness, check=False)
-    header["vox_offset"] = 0  # nibabel places the voxels anew
-    for field in ("descrip", "aux_file", "db_name", "data_type", "intent_name"):
-        if field in header:
-            header[field] = b""
-    # These describe the scan's intensities.
-    for field in ("intent_code", "intent_p1", "intent_p2", "intent_p3", "cal_min", "cal_max"):
-        header[field] = 0
-    pixdim = header["pixdim"].copy()
-    header.set_data_shape(data.shape)  # one frame in 4D becomes 3D
-    header["pixdim"] = pixdim  # which set_data_shape overwrites beyond the third
-    header.set_data_dtype(data.dtype)
-    # No affine is given, so nibabel has no reason to touch the forms.
-    return image_class(data, None, header)
-
-
-def _nifti_from_affine(data: np.ndarray, affine: np.ndarray) -> Any:
-    """NIfTI-1 image of data [D, H, W] at an affine, for a scan that was not NIfTI."""
-    image = nib.Nifti1Image(data, affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
-    if not np.allclose(image.get_qform(), affine, atol=AXIS_TOLERANCE):  # shear, beyond a qform
-        image.set_qform(None, code="unknown")
-    return image

@@ -62,6 +62,7 @@ def test_the_wheel_holds_every_module_the_demo_and_what_starts_clusters(wheel: P
     assert "voxtune/engine/demo/brain_unet.h5" in names
     assert "voxtune/engine/demo/brain_unet.golden.npz" in names
     assert "voxtune/engine/SCALING.md" in names
+    assert "voxtune/engine/viewer.html" in names
     for file in (ROOT / "engine" / "launch").iterdir():
         assert f"voxtune/{file.relative_to(ROOT)}" in names
     assert not any("tests" in name for name in names)

@@ -445,17 +445,31 @@ def test_prediction_options_that_make_no_sense(
     assert words in refused(*predict(model_dir, table, *options))
 
 
-@pytest.mark.parametrize("scan", ["nowhere.nii", "model.txt", "nan.nii", "flat.nii"])
-def test_a_scan_that_cannot_be_predicted(
-    refused: Callable[..., str], model_dir: Path, table: Path, scan: str, scans: Any
-):
+@pytest.mark.parametrize("scan", ["nowhere.nii", "model.txt"])
+def test_what_is_no_scan(refused: Callable[..., str], model_dir: Path, table: Path, scan: str):
     """The others are fine; none of them is predicted."""
     folder = table.parent
     (folder / "model.txt").write_text("no scan")
-    scans.save(folder / "nan.nii", np.where(scans.label, np.nan, scans.image))
-    scans.save(folder / "flat.nii", np.zeros(SHAPE, "f4"))
     given = ["predict", model_dir, folder / "a.nii", folder / scan, "-o", folder / "out"]
     assert scan in refused(*given)
+
+
+def test_scans_that_cannot_be_predicted(
+    model_dir: Path, table: Path, scans: Any, capsys: pytest.CaptureFixture[str]
+):
+    """They are named at the end, with why; the other is predicted."""
+    folder = table.parent
+    scans.save(folder / "nan.nii", np.where(scans.label, np.nan, scans.image))
+    scans.save(folder / "flat.nii", np.zeros(SHAPE, "f4"))
+    scans.save(folder / "wide.nii", np.where(scans.label, 3e38, -3e38).astype("f4"))
+    given = [folder / f"{name}.nii" for name in ("nan", "wide", "a", "flat")]
+    assert main(["predict", str(model_dir), *map(str, given), "-o", str(folder / "out")]) == 1
+    *_, first, middle, second = capsys.readouterr().out.splitlines()
+    assert "nan.nii has" in first
+    assert "wide.nii" in middle
+    assert "flat.nii has the same value" in second
+    results = {each.name for each in (folder / "out").glob("*.nii.gz")}
+    assert results == {"a.nii.gz"}
 
 
 def test_predictions_that_are_there_are_not_touched(
@@ -481,7 +495,7 @@ def test_predictions_never_replace_a_scan_or_a_strangers_folder(
     scan.rename(folder / "a.nii.gz")
     (folder / "a.nii.gz").write_bytes(gzip.compress(before[scan]))
     command = ("predict", model_dir, folder / "a.nii.gz", "-o", folder, "--overwrite")
-    assert "would be replaced by its own result" in refused(*command)
+    assert "would be replaced by the result" in refused(*command)
 
 
 def test_names_are_never_markup(model_dir: Path, table: Path, capsys: pytest.CaptureFixture[str]):

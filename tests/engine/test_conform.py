@@ -15,8 +15,9 @@ from voxtune.engine.conform import (
     Interpolation,
     conform,
     image_to_scan_grid,
-    to_scan_grid,
 )
+from voxtune.engine.predicted import Predicted
+from voxtune.engine.scan_grid import to_scan_grid
 from voxtune.engine.volume import Volume
 from voxtune.models.errors import InputError
 
@@ -60,7 +61,7 @@ class TestConform:
         labels = RNG.integers(0, 3, data.shape)
         moved = conform(dataclasses.replace(scan, data=labels), "RAS", None, "nearest")
         np.testing.assert_array_equal(
-            to_scan_grid(there, np.eye(3, dtype=np.float32)[moved.data]), labels
+            to_scan_grid(there, Predicted.of(np.eye(3, dtype=np.float32)[moved.data])), labels
         )
 
         # From RAS to this orientation, the same in the other direction.
@@ -218,11 +219,8 @@ class TestConform:
         conformed = conform(scan, "RAS", (1, 1, 1), "linear")
         assert conformed.data.shape == (5, 1, 1)
         one = np.array([0.9, 0.9, 0.2, 0.2, 0.2], np.float32).reshape(5, 1, 1)
-        labels = to_scan_grid(conformed, np.stack([1 - one, one], axis=-1))
+        labels = to_scan_grid(conformed, Predicted.of(np.stack([1 - one, one], axis=-1)))
         assert labels.ravel().tolist() == [1] * 16 + [0] * 25  # 1 + 4/7 = 1.57 mm
-        assert not to_scan_grid(conformed, np.ones((5, 1, 1, 3))).any()  # ties go to the first
-        with pytest.raises(ValueError, match="grid"):
-            to_scan_grid(conformed, np.zeros((4, 1, 1, 2), np.float32))
 
     def test_images_are_interpolated_linearly(self, volume: Callable[..., Volume]) -> None:
         """From voxels of 1 mm at 0, 1, 2 ... to voxels of 0.1 mm."""
@@ -324,7 +322,7 @@ class TestGrid:
         # All of the last class, to the very border.
         ones = np.zeros((*cut.data.shape, 3), np.float32)
         ones[..., 2] = 1
-        np.testing.assert_array_equal(to_scan_grid(cut, ones), 2 * inside)
+        np.testing.assert_array_equal(to_scan_grid(cut, Predicted.of(ones)), 2 * inside)
 
         values = ndimage.gaussian_filter(RNG.normal(size=whole.data.shape), 2).astype(np.float32)
         values[0, 0, 0] = -5  # cut off, so it is not the minimum of what is left
@@ -342,7 +340,7 @@ class TestGrid:
         scan = volume(RNG.random((5, 6, 7)).astype(np.float32), PSR)
         conformed = conform(scan, "LIA", None, "linear", (9, 9, 9))
         moved = conform(dataclasses.replace(scan, data=labels), "LIA", None, "nearest", (9, 9, 9))
-        back = to_scan_grid(conformed, np.eye(3, dtype=np.float32)[moved.data])
+        back = to_scan_grid(conformed, Predicted.of(np.eye(3, dtype=np.float32)[moved.data]))
         np.testing.assert_array_equal(back, labels)
 
 

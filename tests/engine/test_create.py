@@ -10,8 +10,8 @@ import pytest
 
 from voxtune.converters.families import ORIGINALS
 from voxtune.engine.cli import main
-from voxtune.engine.config import FamilyName
 from voxtune.engine.model_dir import read_model
+from voxtune.engine.options import FamilyName
 from voxtune.models.families import FAMILIES, build
 from voxtune.models.parameters import by_path
 

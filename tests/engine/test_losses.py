@@ -11,9 +11,9 @@ import pytest
 from scipy import special
 
 from voxtune.engine.case import IGNORE
-from voxtune.engine.config import LossName
 from voxtune.engine.losses import REGRESSION, Loss, class_logits
 from voxtune.engine.mesh import make_mesh, over_data
+from voxtune.engine.options import LossName
 from voxtune.models.errors import InputError
 
 GOLDEN = np.load(Path(__file__).parent / "losses.golden.npz")  # see make_loss_golden.py

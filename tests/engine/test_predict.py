@@ -1,9 +1,10 @@
-"""From scans to labels on their own grids, with a network whose weights are set by hand."""
+"""From scans to labels on their own grids, with networks whose weights are set by hand."""
 
-import csv
 import dataclasses
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import nibabel.processing
@@ -11,13 +12,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from voxtune.engine import scan_grid
+from voxtune.engine.config import Segmenting
 from voxtune.engine.conform import conform
 from voxtune.engine.contract import Contract
 from voxtune.engine.model_dir import LabelClass, ModelSpec, write_model
-from voxtune.engine.predict import predict, scans_of
-from voxtune.engine.preprocessing import pad_to_block
-from voxtune.engine.volume import load_image
+from voxtune.engine.predict import Model, load_model
+from voxtune.engine.preprocessing import network_image, pad_to_block
+from voxtune.engine.volume import from_nibabel, load_image
 from voxtune.models.errors import InputError
+from voxtune.models.parameters import shapes
 
 BLOCK = (24, 24, 24)
 ARGUMENTS = {
@@ -141,24 +145,6 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@pytest.fixture(scope="module")
-def predicted(model_dir: Path, scans: dict[str, Path]) -> dict[str, Path]:
-    """What all scans were segmented as, by name."""
-    folder = model_dir.parent / "predicted"
-    told: list[str] = []
-    outputs = predict(
-        model_dir,
-        scans_of(list(scans.values()), None),
-        folder,
-        overlap=0.25,
-        overwrite=False,
-        report=told.append,
-    )
-    assert outputs == [folder / f"{name}.nii.gz" for name in scans]
-    assert [line.split()[0] for line in told] == [str(output) for output in outputs]
-    return dict(zip(scans, outputs, strict=True))
-
-
 def labels_of(scan: Path) -> np.ndarray:
     name = scan.name.split(".")[0]
     return np.asanyarray(nib.load(scan.with_name(f"{name}_label.nii")).dataobj)
@@ -173,186 +159,433 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
     return 2 * (one & other).sum() / (one.sum() + other.sum())
 
 
+ONE = Segmenting(mesh="data=1")
+
+
+@pytest.fixture(scope="module")
+def model(model_dir: Path) -> Model:
+    return load_model(model_dir, options=ONE)
+
+
+@pytest.fixture(scope="module")
+def segmented(model: Model, scans: dict[str, Path]) -> dict[str, nib.Nifti1Image]:
+    """What all scans were segmented as, by name."""
+    return {name: model.predict(nib.load(path)) for name, path in scans.items()}
+
+
+def voxels(image: nib.Nifti1Image) -> np.ndarray:
+    return np.asanyarray(image.dataobj)
+
+
 class TestGrids:
     @pytest.mark.parametrize("name", GRIDS)
     def test_the_result_lies_on_the_scans_very_grid(
-        self, scans: dict[str, Path], predicted: dict[str, Path], name: str
+        self, scans: dict[str, Path], segmented: dict[str, nib.Nifti1Image], name: str
     ) -> None:
-        scan, found = nib.load(scans[name]), nib.load(predicted[name])
+        scan, found = nib.load(scans[name]), segmented[name]
         assert found.shape == scan.shape
         np.testing.assert_array_equal(found.affine, scan.affine)
         for field in ("qform_code", "sform_code", "pixdim", "xyzt_units", "srow_x", "quatern_b"):
             np.testing.assert_array_equal(found.header[field], scan.header[field])
-        assert found.header.endianness == scan.header.endianness
-        assert (found.header.endianness == ">") == (name == "bigendian")
         assert found.get_data_dtype() == np.uint8
+
+    @pytest.mark.parametrize(
+        ("kind", "unit", "scale"),
+        [
+            (nib.Nifti1Image, "meter", 1e-3),
+            (nib.Nifti1Image, "micron", 1e3),
+            (nib.Nifti2Image, "mm", 1.0),
+        ],
+    )
+    def test_it_keeps_units_codes_and_version(
+        self, model: Model, tmp_path: Path, kind: Any, unit: str, scale: float
+    ) -> None:
+        affine = np.diag([scale] * 3 + [1]) @ affine_of("LIA", RAMP.shape)
+        scan = kind(RAMP, affine)
+        scan.set_sform(affine, code=4)
+        scan.set_qform(affine, code=2)
+        scan.header.set_xyzt_units(unit, "sec")
+        nib.save(scan, tmp_path / "scan.nii")
+        found = model.predict(nib.load(tmp_path / "scan.nii"))
+        nib.save(found, tmp_path / "found.nii")
+        wanted, saved = (nib.load(tmp_path / name) for name in ("scan.nii", "found.nii"))
+        assert type(found) is type(saved) is kind
+        for each in (found, saved):
+            np.testing.assert_array_equal(each.affine, wanted.affine)
+            for form in ("get_sform", "get_qform"):
+                (kept, code), (form_of, wanted_code) = (
+                    getattr(image, form)(coded=True) for image in (each, wanted)
+                )
+                np.testing.assert_array_equal(kept, form_of)
+                assert code == wanted_code
+            assert each.header.get_xyzt_units() == (unit, "sec")
 
     @pytest.mark.parametrize("name", ["ras", "lia", "psr", "bigendian", "small"])
     def test_reoriented_scans_are_labelled_to_the_voxel(
-        self, scans: dict[str, Path], predicted: dict[str, Path], name: str
+        self, scans: dict[str, Path], segmented: dict[str, nib.Nifti1Image], name: str
     ) -> None:
-        found = np.asanyarray(nib.load(predicted[name]).dataobj)
+        found = voxels(segmented[name])
         np.testing.assert_array_equal(found, labels_of(scans[name]))
         assert set(np.unique(found)) == {0, 17, 53}
 
     @pytest.mark.parametrize("name", ["sheared", "coarse"])
     def test_resampled_scans_show_the_same_anatomy(
-        self, scans: dict[str, Path], predicted: dict[str, Path], name: str
+        self, scans: dict[str, Path], segmented: dict[str, nib.Nifti1Image], name: str
     ) -> None:
-        found, truth = np.asanyarray(nib.load(predicted[name]).dataobj), labels_of(scans[name])
+        found, truth = voxels(segmented[name]), labels_of(scans[name])
         assert dice(found > 0, truth > 0) > 0.9
         assert dice(found == 53, truth == 53) > 0.9
 
     @pytest.mark.parametrize("name", [name for name in GRIDS if name != "small"])
     def test_the_head_is_where_it_is_in_the_world(
-        self, predicted: dict[str, Path], name: str
+        self, segmented: dict[str, nib.Nifti1Image], name: str
     ) -> None:
         """Its middle in mm, whatever the grid; half a voxel of the coarsest is 1 mm."""
-        image = nib.load(predicted[name])
-        found = np.asanyarray(image.dataobj)
+        image = segmented[name]
+        found = voxels(image)
         assert np.linalg.norm(centroid(found == 53, image.affine) - (6, -1, 4)) < 0.5
         assert np.linalg.norm(centroid(found > 0, image.affine) - (3, -2, 5)) < 1
 
-
-class TestFolder:
-    def test_classes_are_named(self, predicted: dict[str, Path]) -> None:
-        with (predicted["ras"].parent / "classes.csv").open(newline="") as stream:
-            assert list(csv.reader(stream)) == [
-                ["value", "name"],
-                ["0", "background"],
-                ["17", "shell"],
-                ["53", "core"],
-            ]
-
-    def test_nothing_else_is_written(self, predicted: dict[str, Path]) -> None:
-        names = {path.name for path in predicted["ras"].parent.iterdir()}
-        assert names == {".voxtune", "classes.csv", *(f"{name}.nii.gz" for name in GRIDS)}
-
-    def test_two_scans_of_one_name_are_refused(
-        self, model_dir: Path, scans: dict[str, Path], tmp_path: Path
+    @pytest.mark.parametrize("orientation", ["LPI", "SAR", "IRP"])
+    def test_a_reoriented_copy_is_segmented_alike(
+        self,
+        model: Model,
+        scans: dict[str, Path],
+        segmented: dict[str, nib.Nifti1Image],
+        orientation: str,
     ) -> None:
-        (tmp_path / "b").mkdir()
-        other = write_scan(tmp_path / "b" / "ras.nii.gz", GRIDS["ras"], LARGE)
-        given = scans_of([scans["ras"], other], None)
-        with pytest.raises(InputError, match=r"would both be written as .*ras\.nii\.gz") as caught:
-            predict_quietly(model_dir, given, tmp_path / "out")
-        assert str(scans["ras"]) in str(caught.value)
-        assert str(other) in str(caught.value)
-        assert not (tmp_path / "out").exists()
+        scan = nib.load(scans["ras"])
+        turn = nib.orientations.ornt_transform(
+            nib.io_orientation(scan.affine), nib.orientations.axcodes2ornt(orientation)
+        )
+        found = model.predict(scan.as_reoriented(turn))
+        wanted = segmented["ras"].as_reoriented(turn)
+        np.testing.assert_array_equal(voxels(found), voxels(wanted))
 
-    def test_a_scan_that_cannot_be_scaled_leaves_nothing(
-        self, model_dir: Path, scans: dict[str, Path], tmp_path: Path
+    def test_a_resampled_copy_is_segmented_nearly_alike(
+        self, model: Model, scans: dict[str, Path], segmented: dict[str, nib.Nifti1Image]
     ) -> None:
-        """Between its 5th and 95th percentile the second scan is all zero."""
-        contract = dataclasses.replace(SPEC.contract, intensity="quantile")
+        """At 0.8 x 0.8 x 1.2 mm, and its labels back on the scan's grid."""
+        scan = nib.load(scans["ras"])
+        sizes = (0.8, 0.8, 1.2)
+        copy = nibabel.processing.resample_to_output(scan, sizes, order=1)
+        assert copy.shape != scan.shape
+        back = nibabel.processing.resample_from_to(model.predict(copy), scan, order=0)
+        found, wanted = voxels(back), voxels(segmented["ras"])
+        assert dice(found > 0, wanted > 0) > 0.95
+        assert dice(found == 53, wanted == 53) > 0.9
+
+    def test_what_the_grid_cuts_off_is_background(
+        self, scans: dict[str, Path], tmp_path: Path
+    ) -> None:
+        """Of 34 x 36 x 38 voxels the middle 26 x 40 x 24 is looked at."""
+        contract = dataclasses.replace(SPEC.contract, grid=(26, 40, 24))
         spec = dataclasses.replace(SPEC, contract=contract)
         write_model(tmp_path / "model", spec, thresholds(3), history={})
-        dark = np.zeros((24, 24, 24), np.float32)
-        dark[:2, :2, :2] = 1
-        nib.save(nib.Nifti1Image(dark, np.eye(4)), tmp_path / "dark.nii")
-        given = scans_of([scans["ras"], tmp_path / "dark.nii"], None)
-        with pytest.raises(InputError, match=r"dark\.nii cannot be scaled"):
-            predict_quietly(tmp_path / "model", given, tmp_path / "out")
-        assert {path.name for path in tmp_path.iterdir()} == {"model", "dark.nii"}
+        found = load_model(tmp_path / "model", options=ONE).predict(nib.load(scans["ras"]))
+        label = labels_of(scans["ras"])
+        inside = np.zeros(label.shape, bool)
+        inside[4:30, :, 7:31] = True
+        np.testing.assert_array_equal(voxels(found), np.where(inside, label, 0))
+        assert label[~inside].any()
 
-    @pytest.mark.parametrize("overlap", [-0.1, 1.0, float("nan")])
-    def test_an_overlap_that_makes_no_sense(
-        self, model_dir: Path, scans: dict[str, Path], tmp_path: Path, overlap: float
+    def test_on_the_conformed_grid(self, model: Model, scans: dict[str, Path]) -> None:
+        scan = nib.load(scans["lia"])
+        conformed = dataclasses.replace(model, on_scan_grid=False, maps=("probabilities",))
+        found, result = conformed.predict(scan), conformed.segment(scan)
+        canonical = nib.as_closest_canonical(nib.Nifti1Image(labels_of(scans["lia"]), scan.affine))
+        np.testing.assert_array_equal(voxels(found), voxels(canonical))
+        np.testing.assert_allclose(found.affine, canonical.affine)
+        np.testing.assert_array_equal(result.data, voxels(found))
+        assert result.maps["probabilities"].shape == (*found.shape, 3)
+
+
+class TestPython:
+    def test_the_scan_stays_as_it_is_and_its_kind_does_not_matter(
+        self, model: Model, scans: dict[str, Path], segmented: dict[str, nib.Nifti1Image]
     ) -> None:
-        given = scans_of([scans["ras"]], None)
-        with pytest.raises(InputError, match="--overlap"):
-            predict_quietly(model_dir, given, tmp_path / "out", overlap=overlap)
+        scan = nib.load(scans["ras"])
+        data, affine = scan.get_fdata(dtype=np.float32), scan.affine
+        before = data.copy()
+        for made in (nib.Nifti1Image(data, affine), nib.MGHImage(data, affine)):
+            found = model.predict(made)
+            assert isinstance(found, nib.Nifti1Image)
+            np.testing.assert_array_equal(voxels(found), voxels(segmented["ras"]))
+            np.testing.assert_allclose(found.affine, affine)
+            np.testing.assert_array_equal(data, before)
 
+    def test_maps_lie_on_the_scans_grid(self, lesion_dir: Path, scans: dict[str, Path]) -> None:
+        options = dataclasses.replace(ONE, flip="left-right")
+        model = load_model(
+            lesion_dir, options=options, maps=("probabilities", "entropy", "variance")
+        )
+        result = model.segment(nib.load(scans["sheared"]))
+        shape = labels_of(scans["sheared"]).shape
+        found = result.maps["probabilities"]
+        assert (found.shape, found.dtype) == ((*shape, 2), np.float32)
+        np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+        np.testing.assert_array_equal(result.data, np.where(found[..., 1] > 0.3, 5, 0))
+        assert 0.01 < (result.data > 0).mean() < 0.5
+        assert result.maps["entropy"].shape == result.maps["variance"].shape == shape
+        assert 0.3 < result.maps["entropy"].min() < result.maps["entropy"].max() < np.log(2) + 1e-5
+        # The network looks at one voxel, so mirrored passes are the same but for rounding.
+        np.testing.assert_allclose(result.maps["variance"], 0, atol=1e-6)
+        np.testing.assert_allclose(result.highest, found.max((0, 1, 2)), atol=0.01)
 
-def test_what_the_grid_cuts_off_is_background_and_nan_is_replaced(
-    model_dir: Path, scans: dict[str, Path], tmp_path: Path
-) -> None:
-    """Of 34 x 36 x 38 voxels the middle 26 x 40 x 24 is looked at."""
-    contract = dataclasses.replace(SPEC.contract, grid=(26, 40, 24))
-    write_model(
-        tmp_path / "model", dataclasses.replace(SPEC, contract=contract), thresholds(3), history={}
-    )
-    scan = nib.load(scans["ras"])
-    data = scan.get_fdata(dtype=np.float32)
-    data[4, 0, 7:9] = np.nan, np.inf
-    nib.save(nib.Nifti1Image(data, scan.affine), tmp_path / "nan.nii")
-    given, told = scans_of([tmp_path / "nan.nii"], None), []
-    with pytest.raises(InputError, match=r"nan\.nii has 2 voxels .*--nonfinite"):
-        predict_quietly(tmp_path / "model", given, tmp_path / "out")
-    (output,) = predict(
-        *(tmp_path / "model", given, tmp_path / "out"),
-        overlap=0.25,
-        overwrite=False,
-        report=told.append,
-        nonfinite=0.0,
-    )
-    assert told[0].endswith(", 2 voxels replaced")
-    found, label = np.asanyarray(nib.load(output).dataobj), labels_of(scans["ras"])
-    inside = np.zeros(label.shape, bool)
-    inside[4:30, :, 7:31] = True
-    np.testing.assert_array_equal(found, np.where(inside, label, 0))
-    assert label[~inside].any()
+    def test_values_take_the_smallest_type(self, scans: dict[str, Path], tmp_path: Path) -> None:
+        for value, dtype in ((255, np.uint8), (256, np.uint16)):
+            classes = (*SPEC.classes[:2], LabelClass(value, "core"))
+            spec = dataclasses.replace(SPEC, classes=classes)
+            write_model(tmp_path / "model", spec, thresholds(3), history={}, overwrite=True)
+            model = load_model(tmp_path / "model", options=ONE)
+            found = model.segment(nib.load(scans["small"])).data
+            assert found.dtype == dtype
+            assert found.max() == value
 
+    def test_several_channels_in_their_order(self, tmp_path: Path) -> None:
+        """The logit is 4 relu(t1 - t2) - 2: a lesion is where t1 - t2 is above 1/2."""
+        kernel = np.zeros((3, 3, 3, 2, 1), np.float32)
+        kernel[1, 1, 1, :, 0] = (1, -1)
+        values = {
+            "block1/conv/kernel": kernel,
+            "block1/conv/bias": np.zeros(1, np.float32),
+            "head/kernel": np.full((1, 1, 1, 1, 1), 4, np.float32),
+            "head/bias": np.full(1, -2, np.float32),
+        }
+        contract = Contract("RAS", None, "minmax", (8, 8, 8), channels=("t1", "t2"))
+        spec = dataclasses.replace(
+            LESION, arguments={**LESION.arguments, "channels": 2}, contract=contract
+        )
+        write_model(tmp_path / "model", spec, values, history={})
+        model = load_model(tmp_path / "model", options=ONE)
+        images = np.random.default_rng(0).random((2, 8, 8, 8)).astype(np.float32)
+        images[:, 0, 0, :2] = 0, 1  # their range
+        t1, t2 = (nib.Nifti1Image(100 * each - 50, np.eye(4)) for each in images)
+        wanted = images[0] - images[1] > 0.5
+        np.testing.assert_array_equal(voxels(model.predict(t1, t2)), np.where(wanted, 5, 0))
+        with pytest.raises(InputError, match="2 channels, but 1 images were given"):
+            model.predict(t1)
+        with pytest.raises(InputError, match="has the affine"):
+            model.predict(t1, nib.Nifti1Image(images[1], np.diag([2, 1, 1, 1])))
 
-def predict_quietly(
-    model_dir: Path,
-    given: Sequence[tuple[str, Mapping[str, Path]]],
-    folder: Path,
-    overlap: float = 0.25,
-    overwrite: bool = False,
-) -> list[Path]:
-    return predict(
-        model_dir, given, folder, overlap=overlap, overwrite=overwrite, report=lambda line: None
-    )
+    def test_what_is_no_scan_is_refused(self, model: Model, tmp_path: Path) -> None:
+        for bad, what in (("scan.nii.gz", "str"), (RAMP, "ndarray"), (Path("a.nii"), "PosixPath")):
+            with pytest.raises(InputError, match=f"A {what} without affine is no scan"):
+                model.predict(bad)
+        with pytest.raises(InputError, match="A Nifti1Image without affine is no scan"):
+            model.predict(nib.Nifti1Image(RAMP, None))
+        nib.save(nib.Nifti1Image(RAMP, np.eye(4)), tmp_path / "cut.nii")
+        whole = (tmp_path / "cut.nii").read_bytes()
+        (tmp_path / "cut.nii").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(InputError, match=r"cut\.nii cannot be read"):
+            model.predict(nib.load(tmp_path / "cut.nii"))
 
+    def test_lists_and_strings_are_options_too(self, lesion_dir: Path) -> None:
+        block: Any = [24, 24, 24]
+        ensemble: Any = [str(lesion_dir)]
+        model = load_model(
+            lesion_dir, options=dataclasses.replace(ONE, block=block, ensemble=ensemble)
+        )
+        assert (model.predict(nib.Nifti1Image(RAMP, np.eye(4))).get_fdata() > 0).any()
+        assert len(model.members) == 2
 
-class TestScans:
-    def test_a_table_names_the_results(self, scans: dict[str, Path], tmp_path: Path) -> None:
-        table = tmp_path / "subjects.csv"
-        rows = [f"sub-{name},{path},{split}" for (name, path), split in zip(
-            scans.items(), ["train", "test", "test", *["validation"] * 4], strict=True
-        )]  # fmt: skip
-        table.write_text("\n".join(["subject,image,split", *rows]))
-        every = scans_of([table], None)
-        assert every == [(f"sub-{name}", {"image": path}) for name, path in scans.items()]
-        assert scans_of([table], "test") == every[1:3]
+    def test_classes_do_not_cost_host_memory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of 18 classes, nothing is as large as twice what the network is shown.
 
-    def test_scans_are_called_as_their_files_are(self) -> None:
-        given = [Path("a/one.nii.gz"), Path("b/two.T1.nii"), Path("three.mgz")]
-        assert [name for name, _ in scans_of(given, None)] == ["one", "two.T1", "three"]
-
-    def test_a_split_needs_a_table(self) -> None:
-        with pytest.raises(InputError, match="--split needs a subjects table"):
-            scans_of([Path("one.nii"), Path("two.nii")], "test")
-
-
-def test_a_one_output_network_obeys_the_threshold_and_overwrite_replaces(tmp_path: Path):
-    """Its logit is 4 (x - 1/2), so it is above a probability p where x > 1/2 + logit(p) / 4."""
-    affine = affine_of("LAS", (24, 24, 24))
-    ramp = np.linspace(0, 1, 24**3).reshape(24, 24, 24)
-    nib.save(nib.Nifti1Image(ramp.astype(np.float32), affine), tmp_path / "ramp.nii")
-    for threshold in (0.3, 0.75):
+        Beside that some memory is taken whatever the scan: of a smaller one it would be too large
+        a share.
+        """
+        monkeypatch.setattr(scan_grid, "_LOOKED_UP", 2**13)  # which take memory of their own,
+        monkeypatch.setattr(scan_grid, "_INTERPOLATED", 2**11)  # whatever the scan
+        edge = 64
+        arguments = {**ARGUMENTS, "outputs": 18, "filters": 8}
+        rng = np.random.default_rng(0)
+        values = {
+            path: rng.normal(size=shape).astype(np.float32)
+            for path, shape in shapes("meshnet", arguments).items()
+        }
+        classes = tuple(LabelClass(value, str(value)) for value in range(18))
         spec = dataclasses.replace(
             SPEC,
-            arguments={**ARGUMENTS, "outputs": 1},
-            output_activation="sigmoid",
-            classes=(LabelClass(0, "background"), LabelClass(5, "lesion")),
-            contract=dataclasses.replace(SPEC.contract, threshold=threshold),
+            arguments=arguments,
+            classes=classes,
+            contract=dataclasses.replace(SPEC.contract, block=(32, 32, 32)),
         )
-        write_model(tmp_path / "one", spec, thresholds(1), history={}, overwrite=True)
-        given = scans_of([tmp_path / "ramp.nii"], None)
-        (output,) = predict_quietly(tmp_path / "one", given, tmp_path / "out", overwrite=True)
-        found = np.asanyarray(nib.load(output).dataobj)
-        wanted = ramp > 0.5 + np.log(threshold / (1 - threshold)) / 4
-        assert 0.1 < wanted.mean() < 0.9
-        np.testing.assert_array_equal(found, np.where(wanted, 5, 0))
-        (tmp_path / "out" / "notes.txt").write_text("mine")  # stays, whatever is overwritten
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        ".voxtune",
-        "classes.csv",
-        "notes.txt",
-        "ramp.nii.gz",
+        write_model(tmp_path / "model", spec, values, history={})
+        model = load_model(tmp_path / "model", options=ONE)
+        data = ndimage.gaussian_filter(rng.random((edge,) * 3).astype(np.float32), 3)
+        turned = np.eye(4)
+        turned[:2, :2] = [[0.995, -0.1], [0.1, 0.995]]
+        for affine in (np.diag([-1.0, 1, 1, 1]), turned):
+            scan = from_nibabel(nib.Nifti1Image(data, affine))
+            image, grid = network_image([scan], spec.contract)
+            model(image, grid)  # compiles, which is not counted
+            tracemalloc.start()
+            result = model(image, grid)
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert len(np.unique(result.data)) > 3
+            assert peak < 1.5 * image.nbytes
+
+
+LESION = dataclasses.replace(
+    SPEC,
+    arguments={**ARGUMENTS, "outputs": 1},
+    output_activation="sigmoid",
+    classes=(LabelClass(0, "background"), LabelClass(5, "lesion")),
+)
+RAMP = np.linspace(0, 1, 24**3).reshape(24, 24, 24).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def lesion_dir(model_dir: Path) -> Path:
+    """A network of one class, whose logit is 4 (x - 1/2)."""
+    folder = model_dir.parent / "lesion"
+    spec = dataclasses.replace(LESION, contract=dataclasses.replace(SPEC.contract, threshold=0.3))
+    write_model(folder, spec, thresholds(1), history={})
+    return folder
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, 0.3), (0.75, 0.75)])
+def test_the_threshold_is_the_contracts_or_the_one_that_is_given(
+    lesion_dir: Path, given: float | None, used: float
+) -> None:
+    """The probability is above p where x > 1/2 + logit(p) / 4."""
+    model = load_model(lesion_dir, options=ONE, threshold=given)
+    found = voxels(model.predict(nib.Nifti1Image(RAMP, affine_of("LAS", (24, 24, 24)))))
+    wanted = 0.5 + np.log(used / (1 - used)) / 4 < RAMP
+    assert 0.1 < wanted.mean() < 0.9
+    np.testing.assert_array_equal(found, np.where(wanted, 5, 0))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "others", "sentence"),
+        [
+            ({"overlap": 1.0}, {}, "--overlap 1.0"),
+            ({"overlap": float("nan")}, {}, "--overlap nan"),
+            ({"samples": -1}, {}, "--samples -1"),
+            ({"samples": 2}, {}, "in which nothing is"),
+            ({"seed": -1}, {}, "--seed -1 is not from 0 to"),
+            ({"seed": 2**63}, {}, "--seed 9223372036854775808 is not from 0 to"),
+            ({"block": (0, 8, 8)}, {}, "--block 0 8 8 does not suit"),
+            ({"block": (8, 8)}, {}, r"--block \(8, 8\) is no shape"),
+            ({"block": "half"}, {}, "--block half is no shape"),
+            ({"flip": "al"}, {}, "--flip al is not one of none, left-right, all"),
+            ({"mesh": "data=1,spatial=8", "block": (20, 8, 8)}, {}, "20 slices cannot be split"),
+            ({"swap": ("17=53",)}, {}, "--swap is for flips"),
+            ({"flip": "all", "swap": ("1=2",)}, {}, "there is no 1"),
+            ({}, {"maps": ("variance",)}, "--maps variance is over several passes"),
+            ({}, {"maps": ("entropy", "foo")}, "--maps foo is no list of names of maps"),
+            ({}, {"maps": "entropy"}, "--maps entropy is no list of names .* maps=\\("),
+            ({}, {"threshold": 0.5}, "--threshold is for models of one class"),
+        ],
+    )
+    def test_options_that_do_not_suit_the_model(
+        self, model_dir: Path, options: dict[str, Any], others: dict[str, Any], sentence: str
+    ) -> None:
+        with pytest.raises(InputError, match=sentence):
+            load_model(model_dir, options=dataclasses.replace(ONE, **options), **others)
+
+    def test_a_threshold_that_is_no_probability(self, lesion_dir: Path) -> None:
+        with pytest.raises(InputError, match=r"--threshold 1\.5 is no probability"):
+            load_model(lesion_dir, threshold=1.5)
+
+    def test_sides_are_not_mixed(self, tmp_path: Path) -> None:
+        """Without --swap; flips along other axes are along that one too."""
+        classes = (SPEC.classes[0], LabelClass(1, "left lobe"), LabelClass(2, "right lobe"))
+        spec = dataclasses.replace(SPEC, classes=classes)
+        write_model(tmp_path / "model", spec, thresholds(3), history={})
+        load_model(tmp_path / "model", options=ONE)
+        for flip in ("left-right", "all"):
+            options = dataclasses.replace(ONE, flip=flip)
+            with pytest.raises(InputError, match=r"^The classes 1 left lobe and 2 right lobe look"):
+                load_model(tmp_path / "model", options=options)
+            load_model(tmp_path / "model", options=dataclasses.replace(options, swap=("1=2",)))
+
+    def test_a_network_of_fixed_blocks_takes_no_other(self, tmp_path: Path) -> None:
+        arguments = {
+            "channels": 1, "outputs": 2, "size": [16, 16, 16], "width": 4, "blocks": 2, "heads": 2,
+            "patch": 4, "mlp": 4, "filters": 2,
+        }  # fmt: skip
+        write_random(tmp_path / "model", "unetr", arguments)
+        for block, sentence in (((32, 16, 16), "--block 32 16 16"), ("full", "--block full")):
+            with pytest.raises(InputError, match=f"{sentence} does not suit .*16 16 16; "):
+                load_model(tmp_path / "model", options=dataclasses.replace(ONE, block=block))
+
+    def test_a_network_that_drops_may_be_drawn_of(self, tmp_path: Path) -> None:
+        arguments = {**ARGUMENTS, "outputs": 2, "dropout": 0.5, "filters": 8}
+        write_random(tmp_path / "model", "meshnet", arguments)
+        options = dataclasses.replace(ONE, samples=3)
+        model = load_model(tmp_path / "model", options=options, maps=("variance",))
+        scan = nib.Nifti1Image(RAMP, np.eye(4))
+        found = [model.segment(scan) for _ in range(2)]
+        assert found[0].maps["variance"].max() > 1e-4
+        np.testing.assert_array_equal(found[0].maps["variance"], found[1].maps["variance"])
+
+
+def write_random(folder: Path, family: str, arguments: Mapping[str, Any]) -> None:
+    """A model directory of two classes with random weights, for blocks of 16 voxels."""
+    rng = np.random.default_rng(0)
+    values = {
+        path: rng.normal(size=shape).astype(np.float32)
+        for path, shape in shapes(family, arguments).items()
     }
+    contract = dataclasses.replace(SPEC.contract, block=(16, 16, 16))
+    spec = ModelSpec(family, arguments, "softmax", LESION.classes, contract)
+    write_model(folder, spec, values, history={})
+
+
+class TestEnsemble:
+    def test_probabilities_are_averaged(self, lesion_dir: Path, tmp_path: Path) -> None:
+        """Logits 4 (x - 1/2) and their negative: the mean is 1/2 everywhere."""
+        values = thresholds(1)
+        values["head/kernel"], values["head/bias"] = -values["head/kernel"], -values["head/bias"]
+        other = dataclasses.replace(
+            LESION, contract=dataclasses.replace(SPEC.contract, block=(8, 8, 8), threshold=0.9)
+        )
+        write_model(tmp_path / "other", other, values, history={})
+        options = dataclasses.replace(ONE, ensemble=(tmp_path / "other",))
+        model = load_model(lesion_dir, options=options, maps=("probabilities", "variance"))
+        found = model.segment(nib.Nifti1Image(RAMP, affine_of("RAS", (24, 24, 24))))
+        np.testing.assert_allclose(found.maps["probabilities"], 0.5, atol=1e-6)
+        one = 1 / (1 + np.exp(-4 * (RAMP - 0.5)))
+        np.testing.assert_allclose(found.maps["variance"], 2 * (one - 0.5) ** 2, atol=1e-6)
+        assert (found.data == 5).all()  # above 0.3, the first one's threshold
+        assert found.notes == (
+            "the ensemble's models have the thresholds 0.3, 0.9; the first one's was used",
+        )
+        assert load_model(lesion_dir, options=options, threshold=0.5).notes == ()
+        assert load_model(lesion_dir, options=ONE).notes == ()
+
+    @pytest.mark.parametrize(
+        ("changes", "what"),
+        [
+            ({"classes": (LabelClass(0, "background"), LabelClass(6, "lesion"))}, "classes;"),
+            ({"classes": (LabelClass(0, "background"), LabelClass(5, "tumour"))}, "classes;"),
+            ({"contract": {"spacing_mm": (1.0, 1.0, 2.0)}}, "spacing_mm;"),
+            ({"contract": {"intensity": "zscore", "orientation": "LIA"}}, "orientation, intensity"),
+            ({"contract": {"channels": ("flair",)}}, "channels;"),
+            ({"arguments": {**LESION.arguments, "channels": 2}}, "number of channels;"),
+        ],
+    )
+    def test_members_that_differ_are_refused(
+        self, lesion_dir: Path, tmp_path: Path, changes: dict[str, Any], what: str
+    ) -> None:
+        if "contract" in changes:
+            contract = dataclasses.replace(SPEC.contract, **changes["contract"])
+            changes = {"contract": contract}
+        spec = dataclasses.replace(LESION, **changes)
+        values = {
+            path: np.zeros(shape, np.float32)
+            for path, shape in shapes("meshnet", spec.arguments).items()
+        }
+        write_model(tmp_path / "other", spec, values, history={})
+        options = dataclasses.replace(ONE, ensemble=(tmp_path / "other",))
+        with pytest.raises(InputError, match=f"other cannot be averaged .* they differ in {what}"):
+            load_model(lesion_dir, options=options)
 
 
 IMAGE_SPEC = dataclasses.replace(
@@ -384,25 +617,15 @@ def image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def made(image_model: Path, scans: dict[str, Path]) -> tuple[dict[str, Path], list[str]]:
-    """The images that three scans were turned into, by name, and what was reported."""
-    names, told = ("lia", "sheared", "small"), []
-    outputs = predict(
-        image_model,
-        scans_of([scans[name] for name in names], None),
-        image_model.parent / "made",
-        overlap=0,
-        overwrite=False,
-        report=told.append,
-    )
-    return dict(zip(names, outputs, strict=True)), told
-
-
 class TestImages:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def images(cls, image_model: Path) -> Model:
+        return load_model(image_model, options=dataclasses.replace(ONE, overlap=0.0))
+
     @pytest.mark.parametrize("name", ["lia", "sheared"])
     def test_they_lie_on_the_scans_grid(
-        self, scans: dict[str, Path], made: tuple[dict[str, Path], list[str]], name: str
+        self, images: Model, scans: dict[str, Path], name: str
     ) -> None:
         """The block holds the whole volume."""
         scan = load_image(scans[name])
@@ -414,35 +637,33 @@ class TestImages:
         wanted = nibabel.processing.resample_from_to(
             image, (scan.data.shape, scan.affine), order=1, mode="nearest"
         )
-        found = nib.load(made[0][name])
+        found = images.predict(nib.load(scans[name]))
         assert found.get_data_dtype() == np.float32
         np.testing.assert_array_equal(found.affine, nib.load(scans[name]).affine)
         np.testing.assert_allclose(found.get_fdata(), wanted.get_fdata(), atol=1e-4)
         assert np.ptp(wanted.get_fdata()) > 2
-
-    def test_no_names_of_classes_are_written(self, made: tuple[dict[str, Path], list[str]]) -> None:
-        files = {path.name for path in made[0]["lia"].parent.iterdir()}
-        assert files == {".voxtune", "lia.nii.gz", "sheared.nii.gz", "small.nii.gz"}
-
-    def test_what_is_reported_is_the_range(self, made: tuple[dict[str, Path], list[str]]) -> None:
-        for output, line in zip(made[0].values(), made[1], strict=True):
-            data = nib.load(output).get_fdata()
-            assert line == f"{output}  values from {data.min():.4g} to {data.max():.4g}"
 
     def test_blocks_are_blended(self, scans: dict[str, Path], tmp_path: Path) -> None:
         """A network that looks at one voxel gives the same for it in each block: 4 x - 2."""
         contract = dataclasses.replace(SPEC.contract, block=(16, 24, 20))
         spec = dataclasses.replace(IMAGE_SPEC, contract=contract)
         write_model(tmp_path / "model", spec, thresholds(1), history={})
-        given = scans_of([scans["lia"]], None)
-        (output,) = predict_quietly(tmp_path / "model", given, tmp_path / "out")
-        brightness = nib.load(scans["lia"]).get_fdata()
-        np.testing.assert_allclose(nib.load(output).get_fdata(), 4 * brightness - 2, atol=1e-5)
+        scan = nib.load(scans["lia"])
+        result = load_model(tmp_path / "model", options=ONE).segment(scan)
+        np.testing.assert_allclose(result.data, 4 * scan.get_fdata() - 2, atol=1e-5)
+        assert result.highest == pytest.approx([2.0], abs=1e-5)
 
-    def test_several_outputs_that_are_no_classes_are_refused(
-        self, scans: dict[str, Path], tmp_path: Path
-    ) -> None:
+    def test_several_outputs_that_are_no_classes_are_refused(self, tmp_path: Path) -> None:
         spec = dataclasses.replace(IMAGE_SPEC, arguments=ARGUMENTS)
         write_model(tmp_path / "model", spec, thresholds(3), history={})
         with pytest.raises(InputError, match="no classes that exclude each other, and no image"):
-            predict_quietly(tmp_path / "model", scans_of([scans["ras"]], None), tmp_path / "out")
+            load_model(tmp_path / "model")
+
+    @pytest.mark.parametrize(
+        "options", [{"maps": ("entropy",)}, {"maps": ("probabilities",)}, {"threshold": 0.5}]
+    )
+    def test_they_have_no_classes(self, image_model: Path, options: dict[str, Any]) -> None:
+        ((name, value),) = options.items()
+        said = f"--{name} {value[0] if name == 'maps' else value}"
+        with pytest.raises(InputError, match=f"gives an image, not classes; leave out {said}"):
+            load_model(image_model, **options)

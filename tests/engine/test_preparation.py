@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from voxtune.engine.config import Labelling
 from voxtune.engine.conform import conform
 from voxtune.engine.contract import Contract
 from voxtune.engine.labels import LabelMap
+from voxtune.engine.options import Labelling
 from voxtune.engine.preparation import Preparation, prepare_case, problems_of, sources_of
 from voxtune.engine.preprocessing import load_channels, network_image
 from voxtune.engine.subjects import Subject

@@ -18,8 +18,9 @@ import pytest
 from rich.console import Console
 
 from voxtune.engine import prepare as module
-from voxtune.engine.config import Labelling, Prepare
+from voxtune.engine.config import Prepare
 from voxtune.engine.contract import Contract
+from voxtune.engine.options import Labelling
 from voxtune.engine.prepare import prepare, prepare_in_memory
 from voxtune.engine.store import Head, read_store, start_store
 from voxtune.engine.subjects import read_subjects

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +16,7 @@ from voxtune.engine.preprocessing import (
     load_channels,
     network_image,
     pad_to_block,
+    read_conformed,
 )
 from voxtune.engine.volume import Volume
 from voxtune.models.errors import InputError
@@ -44,6 +46,46 @@ def test_worker_processes_need_no_jax() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
+class TestReadConformed:
+    @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.0, 1.0, 0.98)])
+    @pytest.mark.parametrize("kind", ["zscore", "quantile", "percentile"])
+    def test_two_volumes_at_a_time(self, tmp_path: Path, spacing, kind) -> None:
+        """Of int16 that the file scales. A copy more would be three."""
+        image = nib.Nifti1Image((1000 * noise(64, 64, 64)).astype(np.int16), np.diag([-1, 1, 1, 1]))
+        image.header.set_slope_inter(0.5, 3)
+        nib.save(image, tmp_path / "scan.nii")
+        contract = Contract("RAS", spacing, kind, (8, 8, 8))
+        found = read_conformed({"image": tmp_path / "scan.nii"}, contract)
+        assert found.grid.exact == (spacing[2] == 1)
+        tracemalloc.start()
+        try:
+            read_conformed({"image": tmp_path / "scan.nii"}, contract)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak / found.image.nbytes < 2.4
+
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_it_is_what_the_parts_give(self, tmp_path: Path, number: int) -> None:
+        names = ["t1", "t2"][:number]
+        files = {name: save(tmp_path / f"{name}.nii", noise(5, 6, 7)) for name in names}
+        contract = Contract("LPS", (1.0, 1.0, 1.0), "minmax", (4, 4, 4))
+        found = read_conformed(files, contract)
+        image, grid = network_image(load_channels(files), contract)
+        np.testing.assert_array_equal(found.image, image)
+        assert found.image.shape == (5, 6, 7, number)
+        np.testing.assert_array_equal(found.grid.affine, grid.affine)
+        assert found.place.data.shape == (5, 6, 7)
+
+    def test_other_grids_are_refused(self, tmp_path: Path) -> None:
+        files = {
+            "t1": save(tmp_path / "t1.nii", noise(5, 6, 7)),
+            "t2": save(tmp_path / "t2.nii", noise(5, 6, 8)),
+        }
+        with pytest.raises(InputError, match=r"t2\.nii has shape"):
+            read_conformed(files, Contract("RAS", None, "minmax", (4, 4, 4)))
+
+
 class TestNetworkImage:
     def test_the_contract_scales_the_whole_image(self) -> None:
         data = 7 + 3 * noise(4, 5, 6)
@@ -63,10 +105,12 @@ class TestNetworkImage:
             )
             images[interpolation], grid = network_image([volume(data)], contract)
             assert images[interpolation].shape == (12, 7, 9, 1)
+            unscaled = conformed_channel(volume(data), contract).data
             np.testing.assert_array_equal(
                 images[interpolation][..., 0],
-                ((np.clip(grid.data, 20, 80) - np.float32(20)) / np.float32(60)),
+                ((np.clip(unscaled, 20, 80) - np.float32(20)) / np.float32(60)),
             )
+            np.testing.assert_array_equal(grid.data, images[interpolation][..., 0])
         linear, cubic = images["linear"], images["cubic"]
         assert 0 < np.abs(linear - cubic).max() < 0.1
 

@@ -6,7 +6,8 @@ from typing import get_args
 import pytest
 
 from voxtune.engine.cli import main
-from voxtune.engine.config import Finetune, RecipeName
+from voxtune.engine.config import Finetune
+from voxtune.engine.options import RecipeName
 from voxtune.engine.recipes import RECIPES, named_recipe
 
 

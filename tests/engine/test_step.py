@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from voxtune.engine.changes import UNCHANGED, Augmented, Changes
 from voxtune.engine.config import Finetune
 from voxtune.engine.mesh import make_mesh, on_all, over_data
 from voxtune.engine.rules import Parameters, make_rules
-from voxtune.engine.step import TrainState, TrainStep, make_predict_step, make_step, split
+from voxtune.engine.step import TrainState, TrainStep, make_step, predict_step, split
 from voxtune.engine.trees import flat
 from voxtune.models.families import Network, build
 from voxtune.models.flops import flops
@@ -179,7 +180,7 @@ def test_prediction_changes_no_statistics_and_drops_nothing(noisy):
     image = jnp.asarray(BATCH["image"])
     _, statistics = apply(state.params, state.statistics, image)
     assert statistics is state.statistics
-    predict = jax.jit(make_predict_step(apply), compiler_options=QUICK)
+    predict = jax.jit(partial(predict_step, apply), compiler_options=QUICK)
     together = predict(state.params, state.statistics, image)
     np.testing.assert_array_equal(together, predict(state.params, state.statistics, image))
     # A scan's result does not depend on what else is in the batch.
@@ -192,7 +193,7 @@ def test_prediction_changes_no_statistics_and_drops_nothing(noisy):
 def test_prediction_gives_probabilities():
     apply, params, statistics = split(network(outputs=1))
     image = jnp.asarray(BATCH["image"])
-    predict = jax.jit(make_predict_step(apply), compiler_options=QUICK)
+    predict = jax.jit(partial(predict_step, apply), compiler_options=QUICK)
     found = np.asarray(predict(params, statistics, image))
     assert found.shape == (4, 6, 6, 6, 2)
     np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-6)
@@ -423,7 +424,7 @@ def test_an_image_is_learned_from_an_image():
     assert losses[-1] < losses[0]
     assert "counts" not in metrics
     apply = step.apply
-    predict = jax.jit(make_predict_step(apply, values=True), compiler_options=QUICK)
+    predict = jax.jit(partial(predict_step, apply, values=True), compiler_options=QUICK)
     found = predict(state.params, state.statistics, jnp.asarray(BATCH["image"]))
     logits, _ = apply(state.params, state.statistics, jnp.asarray(BATCH["image"]))
     np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-6)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from voxtune.engine.case import Affine, Case, contents_of, quantised
-from voxtune.engine.config import Labelling
 from voxtune.engine.contract import Contract
 from voxtune.engine.labels import LabelMap
+from voxtune.engine.options import Labelling
 from voxtune.engine.preparation import Preparation
 from voxtune.engine.store import (
     Head,

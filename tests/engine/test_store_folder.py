@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from voxtune.engine.config import Labelling
 from voxtune.engine.contract import Contract
 from voxtune.engine.lock import Part
+from voxtune.engine.options import Labelling
 from voxtune.engine.output import MARKER
 from voxtune.engine.preparation import Preparation
 from voxtune.engine.store import Head, read_head, start_store

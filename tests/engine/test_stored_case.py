@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from voxtune.engine.case import Affine, Case, contents_of, quantised
-from voxtune.engine.config import Labelling
 from voxtune.engine.contract import Contract
+from voxtune.engine.options import Labelling
 from voxtune.engine.preparation import Preparation
 from voxtune.engine.stored_case import (
     finished_cases,

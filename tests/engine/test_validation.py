@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +13,9 @@ from voxtune.engine.case import Case, Quantised, contents_of
 from voxtune.engine.contract import Contract
 from voxtune.engine.dataset import class_table
 from voxtune.engine.model_dir import LabelClass, ModelSpec
+from voxtune.engine.predicted import Predicted
+from voxtune.engine.predictor import Member
+from voxtune.engine.step import Apply
 from voxtune.engine.validation import Validation, validate
 from voxtune.models.errors import InputError
 
@@ -27,6 +30,8 @@ SPEC = ModelSpec(
 
 
 TABLE = class_table(CLASSES)
+MEMBER = Member(cast(Apply, None), {}, {})
+ECHO: Any = lambda members, image: Predicted.of(image)  # noqa: E731
 IGNORED = 255  # a label value that is no class
 
 
@@ -56,10 +61,9 @@ class TestValidation:
             classified(predicted, [(0, 7, 9)[each] if each < 3 else each for each in label])
             for predicted, label in pairs
         ]
-        echo: Any = lambda params, statistics, image: image  # noqa: E731
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = validate(echo, None, None, cases, SPEC, TABLE)
+            found = validate(ECHO, MEMBER, cases, SPEC, TABLE)
         return dict(found.scores.get("dice", {}))
 
     def test_mean_of_cases_then_of_classes(self) -> None:
@@ -90,9 +94,8 @@ class TestValidation:
         one = classified([1, 1, 2, 2], [1, IGNORED, IGNORED, 2])
         assert isinstance(one.label, np.ndarray)
         one.label[0, 0, 0] = 77
-        echo: Any = lambda params, statistics, image: image  # noqa: E731
         with pytest.raises(InputError, match=r"does not list \(77\): the store is damaged"):
-            validate(echo, None, None, [one], SPEC, TABLE)
+            validate(ECHO, MEMBER, [one], SPEC, TABLE)
 
     def test_a_class_that_is_nowhere_has_no_dice(self) -> None:
         found = self.scores(([0, 1], [0, 1]))
@@ -109,8 +112,7 @@ class TestValidation:
     def test_all_metrics_of_all_classes(self) -> None:
         """blob: one of two predicted is right, one of one true is found; volume twice as large."""
         cases = [classified([1, 1, 0], [7, 0, 0])]
-        echo: Any = lambda params, statistics, image: image  # noqa: E731
-        found = validate(echo, None, None, cases, SPEC, TABLE).scores
+        found = validate(ECHO, MEMBER, cases, SPEC, TABLE).scores
         blob = {metric: values["blob"] for metric, values in found.items()}
         wanted = {"dice": 2 / 3, "jaccard": 1 / 2, "precision": 1 / 2, "recall": 1.0}
         assert blob == pytest.approx(wanted | {"volume_difference": 1.0})
@@ -123,8 +125,7 @@ class TestValidation:
             case(np.float32([[[[10], [25], [7]]]]), target),
             case(np.float32([[[[5], [10], [7]]]]), target),
         ]
-        echo: Any = lambda params, statistics, image: image  # noqa: E731
-        found = validate(echo, None, None, cases, spec, None)
+        found = validate(ECHO, MEMBER, cases, spec, None)
         assert found.scores == {"mean_absolute_error": {"mean": 5.0}}
         assert found.monitored("dice") == -5
         assert found.line() == "mean absolute error 5.000"

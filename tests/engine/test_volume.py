@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import struct
 import threading
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ import nibabel.processing
 import numpy as np
 import pytest
 
-from voxtune.engine.conform import conform, to_scan_grid
+from voxtune.engine.conform import conform
+from voxtune.engine.predicted import Predicted
+from voxtune.engine.scan_grid import to_scan_grid
 from voxtune.engine.volume import (
     Volume,
     _nibabel_errors,
@@ -39,7 +42,7 @@ def there_and_back(scan: Volume, labels: np.ndarray, orientation: str, spacing, 
     moved = conform(dataclasses.replace(scan, data=labels), orientation, spacing, "nearest")
     conformed = conform(scan, orientation, spacing, "linear")
     assert moved.data.shape == conformed.data.shape
-    back = to_scan_grid(conformed, np.eye(3, dtype=np.float32)[moved.data])
+    back = to_scan_grid(conformed, Predicted.of(np.eye(3, dtype=np.float32)[moved.data]))
     save_label(path, back, scan)
     return conformed, load_label(path)
 
@@ -71,6 +74,18 @@ class TestReading:
     def test_one_frame_is_squeezed(self, tmp_path: Path) -> None:
         path = save(tmp_path / "a.nii.gz", RNG.random((4, 5, 6, 1)).astype(np.float32))
         assert load_image(path).data.shape == (4, 5, 6)
+
+    @pytest.mark.parametrize("shape", [(128, 128, 32), (128, 128, 32, 1)])
+    def test_it_is_scaled_a_plane_at_a_time(self, tmp_path: Path, shape: tuple[int, ...]) -> None:
+        """The whole in float64 would be twice the scan."""
+        image = nib.Nifti1Image(RNG.integers(0, 99, shape).astype(np.int16), np.eye(4))
+        image.header.set_slope_inter(0.5, -3)
+        image.to_filename(tmp_path / "a.nii")
+        tracemalloc.start()
+        read = load_image(tmp_path / "a.nii").data
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2.5 * read.nbytes  # the file itself is half of it, its copy and masks too
 
     def test_micrometres_become_millimetres(
         self, tmp_path: Path, blob: Callable[..., np.ndarray]
