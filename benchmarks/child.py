@@ -3,6 +3,7 @@
 import json
 import subprocess
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,9 @@ class Child:
     def ask(self, line: str, limit: float | None = None) -> dict[str, Any]:
         """Its answer to a line; arguments and errors as of `listen`."""
         assert self.process.stdin
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, which listening tells
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
         return self.listen(limit)
 
     def end(self) -> None:

@@ -274,6 +274,7 @@ def main() -> None:
                 turns = given.turns if way == "whole" else given.window_turns
                 programs = measure(names, pythons, network, folder, turns, given.late)
                 for number, row in enumerate(rows(programs, folder)):
+                    print(*row, sep="  ", file=sys.stderr)  # which stays, whatever comes later
                     table.add_row("" if number else f"{CASES[network].title}, {way}", *row)
                 for each in programs:
                     lines |= {f"{each.name}: {each.hello.get('version', each.problem)}": None}
