@@ -159,7 +159,7 @@ def check(folder: Path, programs: Sequence[Program]) -> None:
 def agreement(folder: Path, first: str, second: str) -> float:
     """Share of voxels that two programs gave the same label."""
     one, other = (
-        np.asarray(nib.load(folder / f"{name}.nii.gz").dataobj)  # type: ignore[attr-defined]
+        np.asarray(nib.load(folder / f"{name}.nii.gz").dataobj)  # type: ignore[attr-defined]  # load is typed too widely
         for name in (first, second)
     )
     return float((one == other).mean())

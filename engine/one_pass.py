@@ -55,7 +55,7 @@ class OnePass:
                 jax.block_until_ready((found.held, found.spread))  # or it fails later on
                 return found
             except (MemoryError, jax.errors.JaxRuntimeError) as error:
-                lack = _refusal(error)
+                lack = self._lacks[(*block, channels)] = _refusal(error)  # for the next scan
         sizes = " x ".join(map(str, block))
         note = (
             f"one pass over {sizes} voxels does not fit into memory{lack}; predicted by windows of "

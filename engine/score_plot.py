@@ -97,7 +97,7 @@ def _figure(rows: Sequence[Score]) -> Figure:
 def _draw_class(axes: Axes, place: int, values: np.ndarray) -> None:
     if len(values) >= _FEWEST:
         violin = axes.violinplot(values, [place], widths=0.75, showextrema=False, bw_method="scott")
-        for body in violin["bodies"]:  # type: ignore[attr-defined]
+        for body in violin["bodies"]:  # type: ignore[attr-defined]  # a list, typed one artist
             body.set(facecolor="0.85", edgecolor="0.35", linewidth=0.8, alpha=1)
     if not len(values):
         return
