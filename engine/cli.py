@@ -62,11 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         _check_once(given)
+        commands = _commands(given)
     except InputError as error:
         print(f"voxtune: {error}", file=sys.stderr)
         return 2
     command = tyro.cli(
-        _commands(given),
+        commands,
         prog="voxtune",
         description="Fine-tune pretrained 3D brain-imaging networks in JAX.",
         args=given or ["--help"],
@@ -103,13 +104,35 @@ def _commands(given: Sequence[str]) -> Any:
     places = dict.fromkeys(("model_dir", "subjects", "run_dir"), tyro.MISSING)
     usual = config.Finetune(**places, **named_recipe(given))
     saved = config.Resume(run_dir=tyro.MISSING, **_saved(given))
+    places = dict.fromkeys(("model", "data", "out"), tyro.MISSING)
+    designed = config.Study(**places, **_designed(given))
     defaults = {
+        config.Study: Annotated[config.Study, tyro.conf.subcommand("study", default=designed)],
         config.Finetune: Annotated[
             config.Finetune, tyro.conf.subcommand("finetune", default=usual)
         ],
         config.Resume: Annotated[config.Resume, tyro.conf.subcommand("resume", default=saved)],
     }
     return Union[*(defaults.get(each, each) for each in get_args(config.Command))]
+
+
+def _designed(given: Sequence[str]) -> dict[str, Any]:
+    """Options of the design of a study that a command line names.
+
+    Raises:
+        InputError: it is bad.
+    """
+    if "study" not in given[:1]:
+        return {}
+    from voxtune.engine.arms import design_options
+
+    found: dict[str, Any] = {}
+    for number, argument in enumerate(given):
+        option, equals, value = argument.partition("=")
+        if option == "--design":
+            name = value if equals else "".join(given[number + 1 : number + 2])
+            found = design_options(Path(name))
+    return found
 
 
 def _saved(given: Sequence[str]) -> dict[str, Any]:
@@ -206,6 +229,14 @@ def run(command: config.Command, console: Console) -> int:
             from voxtune.engine.train import resume
 
             return _trained(command, resume, console)
+        case config.Study():
+            from voxtune.engine.study import study
+
+            study(command, console)
+        case config.Report():
+            from voxtune.engine.run_report import report
+
+            report(command, console)
         case config.Doctor():
             from voxtune.engine.doctor import doctor
 

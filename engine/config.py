@@ -153,6 +153,49 @@ class Resume(Training):
     """Go on although what is trained, or how, is not the same any more."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Study(Training):
+    """Did transfer help? Train one network from pretrained and from random weights, over numbers of
+    scans and seeds, and compare them. What an earlier call did is not done again."""
+
+    model: Annotated[Path, arg(metavar="MODEL_DIR")]
+    """Pretrained model directory."""
+    data: Annotated[str, arg(metavar="DATA")]
+    """Subjects table or store, with the splits train, validation and test."""
+    out: Annotated[Path, arg(metavar="STUDY_DIR")]
+    """Folder for runs, predictions, scores, figures and report.html."""
+    design: Annotated[Path | None, arg(metavar="FILE.toml")] = None
+    """The design of the study: under [study] options of this command, under [arms.NAME] those of
+    'voxtune finetune' that one arm has otherwise. See the README."""
+    sizes: Annotated[str, arg(metavar="N,N,...")] = "4,8,16,32"
+    """Numbers of scans to train on. Those of a size are among those of the next."""
+    seeds: int = 5
+    """Seeds, from --seed on: of new weights, augmentation, the order of blocks, and of which scans
+    are trained on."""
+    tune: Annotated[str | None, arg(metavar="FACTOR,FACTOR,...")] = None
+    """Factors of an arm's learning rates, 0.3,1,3 for example: for each arm and size, the one with
+    the best validation Dice in the first seed is taken."""
+    split: Literal["validation", "test"] = "test"
+    """Split that results are measured on. It has no part in training, nor in --tune."""
+    source: Annotated[Path | None, arg(metavar="SUBJECTS.csv")] = None
+    """Subjects table of the task that the model was pretrained for, with labels of its classes: how
+    well it is still done with the old last layer on the new network."""
+    shard: Annotated[str, arg(metavar="I/N")] = "1/1"
+    """Do every Nth run from the Ith on alone: so N jobs share the work."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Draw one self-contained HTML page of a run: curves, rules, configuration, versions."""
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN_DIR")]
+    """Folder of a run, finished or not."""
+    output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE.html")] = None
+    """File to write, by default RUN_DIR/report.html."""
+    overwrite: bool = False
+    """Replace the file if it is there."""
+
+
 @dataclass(frozen=True)
 class Doctor:
     """Show devices, versions, memory and measured speed, and what is misconfigured."""
@@ -300,6 +343,8 @@ Command = (
     | Summary
     | Finetune
     | Resume
+    | Study
+    | Report
     | Doctor
     | Predict
     | Threshold

@@ -33,6 +33,7 @@ LossName = Literal[
     "mean_squared_error",
     "mean_absolute_error",
 ]
+InitName = Literal["pretrained", "random", "shuffled", "matched"]
 MapName = Literal["probabilities", "entropy", "variance"]
 
 
@@ -192,8 +193,9 @@ class Training(Labelling):
     new_channels: Literal["copy", "zero"] = "copy"
     """How kernels read channels that the model did not have: by a copy of those for the model's
     own, all divided by the number of copies, or by zeros."""
-    init: Literal["pretrained", "random"] = "pretrained"
-    """Start from the model's weights, or from random ones for comparison."""
+    init: InitName = "pretrained"
+    """Start from the model's weights, or for comparison from random ones; from the model's with
+    the values of each tensor shuffled; or from random kernels of the same mean and spread."""
     init_from: Annotated[Path | None, arg(metavar="MODEL_DIR")] = None
     """Model directory whose weights are taken where they fit, in the place of the model's own."""
     rename: Annotated[tuple[str, ...], arg(metavar="OLD=NEW...")] = ()
@@ -220,6 +222,9 @@ class Training(Labelling):
     """Processes that read blocks from a store; threads of this one do by default."""
     train_subjects: Annotated[int | None, arg(metavar="INT")] = None
     """Train on the first so many subjects of the split alone."""
+    subject_seed: Annotated[int | None, arg(metavar="INT")] = None
+    """Put the subjects to train on in another order first, by this seed; by default they stay in
+    the table's. With --train-subjects: which are taken."""
     hold_out: float = 0.2
     """Share of subjects kept for validation where the table has no split."""
     fold: Annotated[str | None, arg(metavar="I/K")] = None

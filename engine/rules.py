@@ -379,7 +379,7 @@ def _check_matches(rule: Rule, parameters: Parameters, config: Finetune) -> None
             f"The rule '{rule.pattern}' sets {settings[0]} but matches statistics alone "
             f"({shortened(matched)}), which can be frozen and nothing else."
         )
-    pretrained = config.init == "random" or parameters.pretrained.intersection(matched)
+    pretrained = config.init != "pretrained" or parameters.pretrained.intersection(matched)
     if rule.anchor and not pretrained:
         raise InputError(
             f"The rule '{rule.pattern}' anchors {shortened(matched)}, which starts from no "

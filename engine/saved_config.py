@@ -162,7 +162,7 @@ def options_of(document: Mapping[str, Any], kind: type[Training]) -> dict[str, A
         if name in READ and isinstance(value, str):
             value = place_of(value, Path(document["folder"]))
         try:
-            found[name] = _typed(hints[name], value, Path(document["folder"]))
+            found[name] = typed(hints[name], value, Path(document["folder"]))
         except ValueError as error:
             raise InputError(
                 f"{CONFIG} has '{name}': {value!r}, which is nothing that it can be; {_AGAIN}."
@@ -170,7 +170,7 @@ def options_of(document: Mapping[str, Any], kind: type[Training]) -> dict[str, A
     return found
 
 
-def _typed(hint: Any, value: Any, folder: Path) -> Any:
+def typed(hint: Any, value: Any, folder: Path) -> Any:
     """A JSON value as the type of a field has it; paths start from a folder.
 
     Raises:
@@ -181,7 +181,7 @@ def _typed(hint: Any, value: Any, folder: Path) -> Any:
         case typing.Union | types.UnionType:
             for each in inner:
                 try:
-                    return _typed(each, value, folder)
+                    return typed(each, value, folder)
                 except ValueError:
                     continue
         case origin if origin is Literal:
@@ -191,7 +191,7 @@ def _typed(hint: Any, value: Any, folder: Path) -> Any:
             if inner[-1] is Ellipsis:
                 inner = inner[:1] * len(value)
             pairs = zip(inner, value, strict=True)
-            return tuple(_typed(each, part, folder) for each, part in pairs)
+            return tuple(typed(each, part, folder) for each, part in pairs)
         case None:
             if hint is Path and isinstance(value, str):
                 return folder / value

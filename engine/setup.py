@@ -276,7 +276,7 @@ def check_options(config: Finetune) -> None:
         (_SHARES, 0, 1, "a share from 0 to 1"),
         (("ema",), 0, np.nextafter(1, 0), "a share from 0 to below 1"),
         (("layer_decay",), np.nextafter(0, 1), 1, "a factor above 0, up to 1"),
-        (("seed",), 0, 2**32 - 1, "a whole number from 0 to 4294967295"),
+        (("seed", "subject_seed"), 0, 2**32 - 1, "a whole number from 0 to 4294967295"),
         (("warmup", "workers"), 0, 2**31 - 1, "a whole number of at least 0"),
     ):
         for name in wrong(names, low, high):
@@ -349,7 +349,7 @@ def _warnings(
 ) -> list[str]:
     """What is odd about how the pretrained network does on the first two training scans."""
     fresh = (config.model_dir / "creation.json").is_file()
-    if fresh or config.init == "random" or config.init_from is not None:
+    if fresh or config.init != "pretrained" or config.init_from is not None:
         return []
     images = [case.image[:, :, :] for case in cases[:2] if case.image is not None]
     return check_start(spec, parameters, [each[..., : spec.channels] for each in images])

@@ -8,9 +8,10 @@ import numpy as np
 
 from voxtune.engine.config import Finetune
 from voxtune.engine.contract import Contract
+from voxtune.engine.controls import matched, shuffled
 from voxtune.engine.model_dir import LabelClass, ModelSpec, read_model
 from voxtune.engine.path_map import LEFT_OUT, PathMap
-from voxtune.engine.rules import nearest, shortened
+from voxtune.engine.rules import is_kernel, nearest, shortened
 from voxtune.engine.sources import Source, Target
 from voxtune.engine.surgery import (
     Array,
@@ -128,7 +129,7 @@ def make_start(
     given: dict[str, _Given] = {}
     dropped = dict.fromkeys(parameters, "--init random")
     notes: list[str] = []
-    if config.init == "pretrained":
+    if config.init != "random":
         mine = Source.of(config.model_dir, spec, parameters, target)
         sources = (mine, other) if other else (mine,)
         head, reason = _head_source(mine, other, target, config)
@@ -138,6 +139,8 @@ def make_start(
             given |= _extended(head, given, target, config)
         dropped = _dropped(mine, other, head, target, reason, config)
         notes = [note for source in sources for note in source.notes(target)]
+        given, replaced = _controls(given, target, config)
+        dropped |= replaced
     given |= _initialised(target, target.shapes.keys() - given.keys(), config)
     return Start(
         spec=target.spec,
@@ -155,8 +158,10 @@ def _other(target: Target, config: Finetune) -> Source | None:
         if config.rename:
             raise InputError("--rename says where the weights of --init-from go; pass that too.")
         return None
-    if config.init == "random":
-        raise InputError("--init random takes no weights; leave --init-from out.")
+    if config.init != "pretrained":
+        raise InputError(
+            f"--init {config.init} starts from no pretrained weights; leave --init-from out."
+        )
     return Source.of(folder, *read_model(folder), target, paths)
 
 
@@ -243,6 +248,30 @@ def _extended(
         extended = extend(path, value, target.shapes[path], drawn.get(path))
         found[path] = extended, Origin("adapted", text)
     return found
+
+
+def _controls(
+    given: dict[str, _Given], target: Target, config: Finetune
+) -> tuple[dict[str, _Given], dict[str, str]]:
+    """Pretrained tensors as they are, or what stands in their place for comparison; and why others
+    are left out.
+
+    With `matched` what is no kernel, such as biases and norms, is left to be initialised.
+    """
+    if config.init == "pretrained":
+        return given, {}
+    learned = {path: value for path, (value, origin) in given.items() if origin.pretrained}
+    kept = {path: each for path, each in given.items() if path not in learned}
+    if config.init == "shuffled":
+        origin = Origin("adapted", "adapted: pretrained values in other places")
+        for path, value in learned.items():
+            kept[path] = shuffled(path, value, config.seed), origin
+        return kept, {}
+    kernels = {path for path in learned if is_kernel(path)}
+    origin = Origin("initialised", "initialised: random, of the pretrained mean and spread")
+    for path, drawn in target.fresh(config.seed, kernels).items():
+        kept[path] = matched(drawn, learned[path]), origin
+    return kept, dict.fromkeys(learned.keys() - kernels, "--init matched starts it anew")
 
 
 def _initialised(target: Target, paths: set[str], config: Finetune) -> dict[str, _Given]:

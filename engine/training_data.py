@@ -148,6 +148,9 @@ def split_subjects(items: Sequence[Item], config: Finetune) -> tuple[list[Item],
         held = {int(index) for index in order[: round(config.hold_out * len(items))]}
         train = [each for index, each in enumerate(items) if index not in held]
         validation = [each for index, each in enumerate(items) if index in held]
+    if config.subject_seed is not None:
+        order = np.random.default_rng(config.subject_seed).permutation(len(train))
+        train = [train[index] for index in order]
     train = train[: config.train_subjects]
     if not train:
         raise InputError(f"{config.subjects} leaves no subject to train on; check its splits.")
