@@ -4,39 +4,32 @@ Drawn in the radiological convention, as the picture itself says: the patient's 
 of axial and coronal planes. The nose is on the left of sagittal ones.
 """
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from voxtune.engine.class_names import read_class_names
 from voxtune.engine.colours import class_colours
+from voxtune.engine.formats import counted
 from voxtune.engine.pairs import find_predictions
 from voxtune.engine.planes import Outline, draw_row, upright
+from voxtune.engine.plots import add_legend, new_figure, save_plot, shown_names
 from voxtune.engine.subjects import Subject
-from voxtune.engine.volume import (
-    Volume,
-    check_same_grid,
-    load_image,
-    load_label,
-    written_beside,
-)
+from voxtune.engine.volume import Volume, check_same_grid, load_image, load_label
 from voxtune.models.errors import InputError
 
 PictureRow = tuple[str, Volume, Volume | None, Volume | None]
 
 TRUTH_COLOUR, PREDICTION_COLOUR = "#00d5ff", "#ff9d00"  # apart for the colour-blind, and on grey
-MAX_BYTES = 1_000_000  # so that it can be mailed or put in a report
 _PANEL_INCHES, _TOP_INCHES, _BOTTOM_INCHES = 2.4, 0.25, 0.35
+_LINE_INCHES = 0.13  # of a title
 _LARGE_INCHES = 3.0  # of a panel where there is one scan
 _LEGEND_INCHES, _LEGEND_COLUMNS = 0.19, 4  # of a row of the classes
-_MAX_PIXELS = 30_000  # along one side; Agg ends at 65536
 _MOST_NAMES = 12  # classes that are named
 _LONGEST_NAME = 26  # characters
 
@@ -44,15 +37,17 @@ _LONGEST_NAME = 26  # characters
 def draw_contours(
     rows: Sequence[PictureRow], path: str | Path, names: Mapping[int, str] | None = None
 ) -> None:
-    """Write a PNG below 1 MB: a row for each scan, its axial, coronal and sagittal plane.
+    """Write a row for each scan, its axial, coronal and sagittal plane; a PNG is below 1 MB.
 
     The planes go through the centre of mass of the truth (without one, of the prediction; without
     either, the middle of the scan), moved to the next plane that meets it when it is hollow there.
-    Where predictions have several classes each has a colour, and the truth's lines are dashed.
+    Where there is a prediction the truth's lines are dashed, so that they differ in grey too; where
+    there are several classes each has a colour.
 
     Args:
-        rows: title, image, truth label or None, prediction or None; the labels on the image's grid.
-        path: where to write. An existing file is replaced.
+        rows: title (of one line or more), image, truth label or None, prediction or None; the
+            labels on the image's grid.
+        path: where to write, .png or .svg. An existing file is replaced.
         names: label value → name of the class, of some or all.
 
     Raises:
@@ -64,13 +59,16 @@ def draw_contours(
     for each in (*truths, *predictions):
         counts += _counts(each.data)
     colours = class_colours([*(names or {}), *counts]) if predictions and len(counts) > 1 else {}
-    figure, axes = _figure(len(rows), _legend_inches(len(counts) if colours else 0))
+    figure, axes = _figure(
+        len(rows),
+        _legend_inches(len(counts) if colours else 0),
+        title_lines=max((title.count("\n") + 1 for title, *_ in rows), default=1),
+    )
     for (title, image, truth, prediction), row_axes in zip(rows, axes, strict=True):
-        dashed = bool(colours and prediction is not None)
         outlines = [
             Outline(upright(replace(label, affine=image.affine))[0], colour, dashes)
             for label, colour, dashes in (
-                (truth, colours or TRUTH_COLOUR, dashed),
+                (truth, colours or TRUTH_COLOUR, prediction is not None),
                 (prediction, colours or PREDICTION_COLOUR, False),
             )
             if label is not None
@@ -79,15 +77,16 @@ def draw_contours(
     lines = []
     if truths:
         lines.append(Line2D([], [], color=TRUTH_COLOUR, label="truth"))
+        lines[0].set_linestyle("--" if predictions else "-")
     if predictions:
         lines.append(Line2D([], [], color=PREDICTION_COLOUR, label="prediction"))
     if colours:
-        for line, style in zip(reversed(lines), ("-", "--"), strict=False):
-            line.set(color="white", linestyle=style)
+        for line in lines:
+            line.set_color("white")
     _legend(figure, lines)
     if colours:
         _legend(figure, _class_lines(counts, colours, names or {}), above=_LEGEND_INCHES)
-    _save(figure, path)
+    save_plot(figure, Path(path))
 
 
 def draw_scan(path: Path, image: Volume, labels: np.ndarray, names: Mapping[int, str]) -> None:
@@ -123,7 +122,7 @@ def draw_scan(path: Path, image: Volume, labels: np.ndarray, names: Mapping[int,
         draw_row(path.stem, image, outlines, axes[0], trim=True)
         lines = _class_lines(counts, colours, names)
         _legend(figure, lines or [Line2D([], [], linestyle="", label="nothing was found")])
-    _save(figure, path)
+    save_plot(figure, path)
 
 
 def check_picture(path: Path, overwrite: bool) -> None:
@@ -160,21 +159,23 @@ def draw_predictions(
 
 
 def _figure(
-    rows: int, legend_inches: float = 0, panel: float = _PANEL_INCHES
+    rows: int, legend_inches: float = 0, panel: float = _PANEL_INCHES, title_lines: int = 1
 ) -> tuple[Figure, np.ndarray]:
-    """A black figure and its axes [rows, 3], with the convention written below."""
+    """A black figure and its axes [rows, 3] with titles of so many lines, the convention below."""
     bottom = _BOTTOM_INCHES + legend_inches
-    width, height = 3 * panel, rows * panel + _TOP_INCHES + bottom
-    figure = Figure(figsize=(width, height), facecolor="black")
-    FigureCanvasAgg(figure)
+    more = _LINE_INCHES * (title_lines - 1)
+    top = _TOP_INCHES + more
+    width, height = 3 * panel, rows * (panel + more) + _TOP_INCHES + bottom
+    figure = new_figure(width, height, layout=None)
+    figure.set_facecolor("black")
     axes = figure.subplots(rows, 3, squeeze=False)
     figure.subplots_adjust(
         left=0.03,
         right=0.97,
         bottom=bottom / height,
-        top=1 - _TOP_INCHES / height,
+        top=1 - top / height,
         wspace=0.1,
-        hspace=0.12,
+        hspace=0.12 + more / panel,
     )
     convention = "radiological convention: the patient's left is on the right"
     figure.text(0.98, 0.1 / height, convention, color="white", fontsize=7, ha="right", va="bottom")
@@ -187,19 +188,15 @@ def _legend_inches(classes: int) -> float:
 
 def _legend(figure: Figure, lines: Sequence[Line2D], above: float = 0.0) -> None:
     """A legend, so many inches above the lower edge."""
-    if not lines:
-        return
-    legend = figure.legend(
-        handles=lines,
-        loc="lower left",
-        bbox_to_anchor=(0, above / figure.get_figheight()),
-        ncols=_LEGEND_COLUMNS,
-        frameon=False,
-        labelcolor="white",
-        fontsize=8,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # dollars in names are no mathematics
+    if lines:
+        add_legend(
+            figure,
+            lines,
+            loc="lower left",
+            bbox_to_anchor=(0, above / figure.get_figheight()),
+            ncols=_LEGEND_COLUMNS,
+            labelcolor="white",
+        )
 
 
 def _class_lines(
@@ -207,19 +204,15 @@ def _class_lines(
 ) -> list[Line2D]:
     """What the colours are: the classes of most voxels by name, the others by their number."""
     largest = sorted(value for value, _ in counts.most_common(_MOST_NAMES))
+    shown = shown_names([names.get(value, str(value)) for value in largest], _LONGEST_NAME)
     lines = [
-        Line2D([], [], color=colours[value], label=_short(names.get(value, str(value))))
-        for value in largest
+        Line2D([], [], color=colours[value], label=name)
+        for value, name in zip(largest, shown, strict=True)
     ]
     if rest := len(counts) - len(largest):
-        plural = "s" if rest > 1 else ""
-        lines.append(Line2D([], [], linestyle="", label=f"and {rest} smaller structure{plural}"))
+        more = f"and {counted(rest, 'smaller structure')}"
+        lines.append(Line2D([], [], linestyle="", label=more))
     return lines
-
-
-def _short(name: str) -> str:
-    """A name that fits."""
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _counts(labels: np.ndarray) -> Counter[int]:
@@ -230,21 +223,3 @@ def _counts(labels: np.ndarray) -> Counter[int]:
         counts.update(dict(zip(values.tolist(), voxels.tolist(), strict=True)))
     del counts[0]
     return counts
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    with written_beside(Path(path)) as temporary:
-        temporary.write_bytes(_png(figure))
-
-
-def _png(figure: Figure) -> bytes:
-    """The figure at the finest resolution, up to 150 dots an inch, that stays below MAX_BYTES."""
-    dpi = min(150.0, _MAX_PIXELS / max(figure.get_size_inches()))
-    while True:
-        buffer = io.BytesIO()
-        nothing = {"Software": None}
-        figure.savefig(buffer, format="png", dpi=dpi, facecolor="black", metadata=nothing)
-        size = buffer.tell()
-        if size < MAX_BYTES:
-            return buffer.getvalue()
-        dpi *= 0.9 * (MAX_BYTES / size) ** 0.5  # bytes grow with the area

@@ -130,7 +130,7 @@ def _outline(
     padded = np.pad(labels, 1)
     x, y = ((np.arange(size) - 0.5) * step for size, step in zip(padded.shape, steps, strict=True))
     for value in np.unique(labels[labels != 0]).tolist():
-        axes.contour(
+        lines = axes.contour(
             x,
             y,
             (padded == value).astype(np.float32).T,
@@ -140,6 +140,8 @@ def _outline(
             linestyles="dashed" if outline.dashed else "solid",
             zorder=3 if outline.dashed else 2,  # or a solid line of another class would hide it
         )
+        # Else they are lost on bright tissue, in grey.
+        lines.set_path_effects([withStroke(linewidth=1.8, foreground="black")])
 
 
 def _centre(shape: tuple[int, ...], labels: Sequence[np.ndarray]) -> tuple[int, int, int]:

@@ -4,17 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from voxtune.engine.formats import counted
+from voxtune.engine.plots import draw_violin, make_plain, new_figure, save_plot
 from voxtune.engine.score import Score
 from voxtune.engine.score_summary import grouped
-from voxtune.engine.volume import written_beside
 from voxtune.models.errors import InputError
 
-_FEWEST = 5  # subjects of a violin: of fewer it would show a shape that nobody measured
 _PANELS = (("dice", "Dice"), ("hd95_mm", "HD95, mm"))
 _NAME_CHARACTERS = 24
 _MANY = 12  # classes; the labels of more stand upright, in one line
@@ -49,20 +46,14 @@ def draw_scores(rows: Sequence[Score], path: Path) -> None:
     Raises:
         InputError: the picture cannot be written.
     """
-    figure = _figure(rows)
-    kind = path.suffix.lower().removeprefix(".")
-    # The same scores give the same file: no time of day, no random names.
-    with rc_context({"svg.hashsalt": "voxtune"}), written_beside(path) as temporary:
-        dated = {"Date": None} if kind == "svg" else {}
-        figure.savefig(temporary, format=kind, dpi=150, metadata=dated)
+    save_plot(_figure(rows), path)
 
 
 def _figure(rows: Sequence[Score]) -> Figure:
     """A panel for each measure."""
     classes = grouped(rows, lambda row: row.value)
     width = float(np.clip(2 + 1.1 * len(classes), 4.5, 16))
-    figure = Figure(figsize=(width, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, 6.4)
     panels = figure.subplots(len(_PANELS), 1)
     names = [own[0].name[:_NAME_CHARACTERS] for own in classes.values()]
     crowded = width / len(classes) < 2 * _CLASS_INCHES
@@ -72,7 +63,7 @@ def _figure(rows: Sequence[Score]) -> Figure:
             for own in classes.values()
         ]
         for place, values in enumerate(defined):
-            _draw_class(axes, place, values)
+            draw_violin(axes, place, values)
         many = len(classes) > _MANY
         between = ", " if many else "\n"
         shown = [f"{name}{between}n = {len(x)}" for name, x in zip(names, defined, strict=True)]
@@ -81,34 +72,10 @@ def _figure(rows: Sequence[Score]) -> Figure:
         axes.set_xticks(range(len(classes)), shown, fontsize=8, parse_math=False, **turn)
         axes.set_xlim(-0.7, len(classes) - 0.3)
         axes.set_ylabel(title)
-        axes.grid(axis="y", color="0.85", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        make_plain(axes)
     lowest = min((row.dice for row in rows if not np.isnan(row.dice)), default=0.0)
     panels[0].set_ylim(max(-0.02, np.floor(10 * lowest - 0.5) / 10), 1.01)
     panels[1].set_ylim(bottom=0)
     subjects = len({row.subject for row in rows})
-    panels[0].set_title(
-        f"{subjects} subject{'s' * (subjects > 1)}, each a dot; line: median", fontsize=9
-    )
+    panels[0].set_title(f"{counted(subjects, 'subject')}, each a dot; line: median", fontsize=9)
     return figure
-
-
-def _draw_class(axes: Axes, place: int, values: np.ndarray) -> None:
-    if len(values) >= _FEWEST:
-        violin = axes.violinplot(values, [place], widths=0.75, showextrema=False, bw_method="scott")
-        for body in violin["bodies"]:  # type: ignore[attr-defined]  # a list, typed one artist
-            body.set(facecolor="0.85", edgecolor="0.35", linewidth=0.8, alpha=1)
-    if not len(values):
-        return
-    jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(values))
-    axes.scatter(
-        place + jitter,
-        values,
-        s=16,
-        facecolors="0.4",
-        edgecolors="white",
-        linewidths=0.5,
-        zorder=4,
-    )
-    axes.hlines(np.median(values), place - 0.3, place + 0.3, color="black", linewidth=1.6, zorder=3)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from voxtune.engine import picture
+from voxtune.engine import picture, plots
 from voxtune.engine.colours import class_colours
 from voxtune.engine.picture import (
-    MAX_BYTES,
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
     draw_contours,
     draw_predictions,
     draw_scan,
 )
+from voxtune.engine.plots import MAX_BYTES
 from voxtune.engine.subjects import Subject
 from voxtune.engine.volume import Volume, load_image, load_label
 from voxtune.models.errors import InputError
@@ -130,7 +130,7 @@ def test_resolution_falls_to_stay_below_the_limit(
     rows = [(f"scan {n}", volume(noise(60, 60, 60)), None, None) for n in range(3)]
     draw_contours(rows, tmp_path / "fine.png")
     assert 60_000 < (tmp_path / "fine.png").stat().st_size < MAX_BYTES == 1_000_000
-    monkeypatch.setattr(picture, "MAX_BYTES", 60_000)
+    monkeypatch.setattr(plots, "MAX_BYTES", 60_000)
     draw_contours(rows, tmp_path / "coarse.png")
     assert (tmp_path / "coarse.png").stat().st_size < 60_000
 
