@@ -5,10 +5,8 @@ a scan is its name, voxels and volumes; no header text and no path. No JAX here.
 """
 
 import base64
-import hashlib
 import itertools
 import json
-import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +21,7 @@ from nibabel.orientations import io_orientation
 
 from voxtune.engine.colours import class_colours
 from voxtune.engine.conform import Interpolation, conform
+from voxtune.engine.page import source_hash
 from voxtune.engine.volume import Volume, written_beside
 
 MOST_VOXELS = 160  # along the longest axis: heads of 1 mm are shown at 2 mm, parts of them at 1 mm
@@ -109,8 +108,8 @@ class Page:
         policy = "; ".join(
             (
                 "default-src 'none'",
-                f"script-src {_hash(template, 'script')}",
-                f"style-src {_hash(template, 'style')}",
+                f"script-src {source_hash(template, 'script')}",
+                f"style-src {source_hash(template, 'style')}",
                 "base-uri 'none'",
                 "form-action 'none'",
             )
@@ -210,11 +209,3 @@ def _thumbnail(grey: np.ndarray, spacing: np.ndarray, window: list[float]) -> di
     shown = np.clip((plane[np.ix_(*picked)] - low) / max(high - low, 1) * 255, 0, 255)
     pixels = base64.b64encode(shown.astype(np.uint8).tobytes(order="F")).decode("ascii")
     return {"shape": sizes.tolist(), "pixels": pixels}
-
-
-def _hash(template: str, element: str) -> str:
-    """What lets one element of the page, and no other, run or style (Content-Security-Policy)."""
-    found = re.search(f"<{element}>(.*?)</{element}>", template, re.DOTALL)
-    assert found
-    digest = hashlib.sha256(found[1].encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

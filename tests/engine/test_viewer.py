@@ -4,8 +4,6 @@ import base64
 import html
 import json
 import re
-import shutil
-import subprocess
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -87,33 +85,11 @@ Browse = Callable[[str], dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def chromium(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Chromium:
-    """Opens the page at an address in a browser without a window; gives what that prints."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        pytest.skip("neither chromium nor google-chrome is on the PATH")
-    profile = tmp_path_factory.mktemp("profile")
-    always = (
-        "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
-        f"--disable-component-update --disable-sync --user-data-dir={profile} "
-        "--hide-scrollbars --window-size=1280,800 --virtual-time-budget=10000"
-    )
-
-    def open_at(address: str, *options: str, page: Path = path) -> str:
-        command = [browser, *always.split(), *options, f"{page.as_uri()}{address}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        return done.stdout
-
-    return open_at
-
-
-@pytest.fixture(scope="module")
-def browse(chromium: Chromium) -> Browse:
+def browse(chromium: Chromium, path: Path) -> Browse:
     """Opens the page at an address; gives the attributes of its body, and all of it as "dom"."""
 
     def open_at(address: str) -> dict[str, str]:
-        dom = chromium(address, "--dump-dom")
+        dom = chromium(path, "--dump-dom", address=address)
         body = re.search(r"<body([^>]*)>", dom)
         assert body
         found = dict(re.findall(r'data-(\w+)="([^"]*)"', body[1]))
@@ -270,18 +246,19 @@ def test_between_two_parts_the_nearest_labelled_voxel_is_shown(
     page = Page()
     page.add("a", volume(RNG.random(labels.shape, np.float32), np.eye(4)), labels, {1: "x"}, {})
     written(page, tmp_path)
-    dom = chromium("", "--dump-dom", page=tmp_path / "index.html")
+    dom = chromium(tmp_path / "index.html", "--dump-dom")
     found = re.search(r'data-at="([^"]*)"', dom)
     assert found
     assert found[1] == "14 4 4"
 
 
-def test_sides_in_what_is_drawn(chromium: Chromium, tmp_path: Path) -> None:
+def test_sides_in_what_is_drawn(chromium: Chromium, path: Path, tmp_path: Path) -> None:
     """What is on the left, in front and below is drawn right and up, right and down, left and down.
 
     Its outline is orange. Planes are square: axial and coronal above, sagittal below.
     """
-    chromium("#scan=2&x=-7&y=16&z=-11", f"--screenshot={tmp_path / 'page.png'}")
+    picture = f"--screenshot={tmp_path / 'page.png'}"
+    chromium(path, picture, address="#scan=2&x=-7&y=16&z=-11")
     rgb = imread(tmp_path / "page.png")[:, :, :3]
     orange = (rgb[..., 0] > rgb[..., 1] + 0.15) & (rgb[..., 1] > rgb[..., 2] + 0.15)
     edges = ((6, 376, 246, 622), (6, 376, 628, 1004), (403, 773, 246, 622))
