@@ -186,6 +186,23 @@ def _trained(
     return 0
 
 
+def _studied(command: config.Study, console: Console) -> int:
+    """Runs a study, which the same command goes on with; its exit status."""
+    from voxtune.engine.loop import PreemptedError
+    from voxtune.engine.study import study
+
+    again = "what is done is kept, the same command goes on"
+    try:
+        study(command, console)
+    except PreemptedError:
+        print(f"voxtune: told to end; {again}.", file=sys.stderr)
+        return PREEMPTED
+    except KeyboardInterrupt:
+        print(f"voxtune: stopped; {again}.", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
 def _going_on(run_dir: Path, where: str = "") -> str:
     """How, where a run has left something to go on with."""
     saved = run_dir / "checkpoints"
@@ -230,9 +247,7 @@ def run(command: config.Command, console: Console) -> int:
 
             return _trained(command, resume, console)
         case config.Study():
-            from voxtune.engine.study import study
-
-            study(command, console)
+            return _studied(command, console)
         case config.Report():
             from voxtune.engine.run_report import report
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
 from voxtune.engine.options import (
     Block,
@@ -154,9 +154,8 @@ class Resume(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(Training):
-    """Did transfer help? Train one network from pretrained and from random weights, over numbers of
-    scans and seeds, and compare them. What an earlier call did is not done again."""
+class Comparing:
+    """What a study compares, and on what."""
 
     model: Annotated[Path, arg(metavar="MODEL_DIR")]
     """Pretrained model directory."""
@@ -181,7 +180,25 @@ class Study(Training):
     """Subjects table of the task that the model was pretrained for, with labels of its classes: how
     well it is still done with the old last layer on the new network."""
     shard: Annotated[str, arg(metavar="I/N")] = "1/1"
-    """Do every Nth run from the Ith on alone: so N jobs share the work."""
+    """Do the runs of every Nth size and seed from the Ith on alone: so N jobs share the work, and
+    the last of them to end compares. Without it a job does all that is left, but what another is
+    at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Training, Comparing):
+    """Did transfer help? Train one network from pretrained and from random weights, over numbers of
+    scans and seeds, and compare them. What an earlier call did is not done again."""
+
+    seed: int = 0
+    """The first of --seeds."""
+    # The study settles these for each run.
+    train_subjects: Suppress[int | None] = None
+    subject_seed: Suppress[int | None] = None
+    hold_out: Suppress[float] = Training.hold_out
+    fold: Suppress[str | None] = None
+    distributed: Suppress[str | None] = None
+    profile: Suppress[str | None] = None
 
 
 @dataclass(frozen=True)
@@ -191,9 +208,9 @@ class Report:
     run_dir: Annotated[Positional[Path], arg(metavar="RUN_DIR")]
     """Folder of a run, finished or not."""
     output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE.html")] = None
-    """File to write, by default RUN_DIR/report.html."""
+    """File to write, by default RUN_DIR/report.html, which is replaced if it is such a page."""
     overwrite: bool = False
-    """Replace the file if it is there."""
+    """Replace the page of --output if it is there."""
 
 
 @dataclass(frozen=True)
@@ -326,7 +343,8 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Demo:
-    """Run the whole journey on phantoms: convert, fine-tune, predict, evaluate, draw."""
+    """Run the whole journey on phantoms: convert, fine-tune, predict, evaluate, draw, and a small
+    study of whether the pretrained start helped."""
 
     out_dir: Annotated[Positional[Path], arg(metavar="OUT_DIR")]
     """Folder to make."""

@@ -56,6 +56,10 @@ class PreemptedError(Exception):
         self.step = step
 
 
+class DivergedError(InputError):
+    """The run has come to nothing: too many steps in a row were skipped."""
+
+
 class NotFiniteError(Exception):
     """So many steps in a row were skipped, the last of them this one, with these subjects."""
 
@@ -117,11 +121,15 @@ def train(
         The last state, or with `patience` the best one, and its validation.
 
     Raises:
-        InputError: the loss was not finite in too many steps in a row.
+        DivergedError: the loss was not finite in too many steps in a row, or had not been when the
+            run ended before, with no step left to try again.
         PreemptedError: the run was told to end.
     """
     config, best, meter = job.config, progress.best, job.meter
     skips, shown = Skips(config, progress, log, display), ""
+    if progress.given_up and progress.step >= config.steps:
+        raise DivergedError(progress.given_up)
+    progress.given_up = ""
     while progress.step < config.steps and not _over(config, best):
         job.profile.begin(progress.step + 1)
         with meter.waiting():
@@ -139,9 +147,10 @@ def train(
                 skips.look()
         except NotFiniteError as error:
             # Steps after it were skipped too, or are good: what they left is the last good state.
+            progress.given_up = _given_up(error, step, config)
             checkpoints.save(step, state, progress.to_json(), math.nan)
             checkpoints.wait()  # it is going to be said that it is there
-            raise InputError(_given_up(error, step, config)) from error
+            raise DivergedError(progress.given_up) from error
         progress.add(metrics.pop("counts", None))
         meter.step()
         if logs:

@@ -12,8 +12,9 @@ from jax.experimental import multihost_utils
 class Preemption:
     """Within it SIGTERM asks the run to end; a second one ends the process at once.
 
-    Before the first step there is nothing to save, and the first SIGTERM ends the process. In a
-    thread that is not Python's main one, SIGTERM does what it did.
+    Before the first step there is nothing to save, and the first SIGTERM does what it did outside:
+    it ends the process, or is heard by who runs several. In a thread that is not Python's main one,
+    it does so at any time.
 
     Of several processes all end after the same step, whichever of them is told to: JAX's own
     service hears the signal there, from the moment the processes have found each other. So there
@@ -37,7 +38,9 @@ class Preemption:
         return self._told
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        del frame
+        if not self._begun and callable(self._before):
+            self._before(number, frame)
+            return
         # From now on the system acts by itself, whatever Python is busy with.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if not self._begun:
@@ -57,3 +60,6 @@ class Preemption:
     ) -> None:
         if self._main and not self._several:
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
+            if self._told and error is None and callable(self._before):
+                # The run had its last step all the same; who runs several has to know.
+                signal.raise_signal(signal.SIGTERM)

@@ -50,6 +50,7 @@ class Progress:
         skipped: steps that were skipped.
         last: the last validation.
         best: the best one.
+        given_up: why the run was given up, for a person; empty where it was not.
         made_of: what is trained, and how; see `voxtune.engine.resume.made_of`.
     """
 
@@ -57,6 +58,7 @@ class Progress:
     skipped: int = 0
     last: Validation = field(default_factory=lambda: Validation({}))
     best: Best = field(default_factory=Best)
+    given_up: str = ""
     made_of: Mapping[str, Any] = field(default_factory=dict)
     _waiting: list[Counts] = field(default_factory=list)  # since the last line of metrics.jsonl
 
@@ -98,6 +100,7 @@ class Progress:
                 {name: np.asarray(getattr(each, name)).tolist() for name in _COUNTS}
                 for each in self._waiting
             ],
+            "given_up": self.given_up,
             "made_of": dict(self.made_of),
         }
 
@@ -127,6 +130,7 @@ class Progress:
                     stale=_whole(best["stale"]),
                     validation=_validation(best["validation"]),
                 ),
+                given_up=_text(content.get("given_up", "")),
                 made_of=made_of,
                 _waiting=[_counts(each, classes) for each in content["counts"]],
             )
@@ -166,6 +170,12 @@ def _counts(content: Mapping[str, list[int]], classes: int) -> Counts:
 def _whole(value: Any) -> int:
     if type(value) is not int or value < 0:
         raise TypeError(f"{value!r} is no number of something")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no sentence")
     return value
 
 

@@ -17,6 +17,7 @@ from voxtune.engine.options import Training
 from voxtune.engine.output import replace_file
 from voxtune.engine.processes import is_first, together
 from voxtune.engine.progress import Progress
+from voxtune.engine.run_log import METRICS, log_lines
 from voxtune.engine.saved_config import (
     CONFIG,
     READ,
@@ -30,8 +31,7 @@ from voxtune.engine.saved_config import (
 from voxtune.engine.validation import Validation
 from voxtune.models.errors import InputError
 
-_LARGEST_LOG = 2**30  # bytes
-_METRICS, _RULES = "metrics.jsonl", "rules.json"
+_RULES = "rules.json"
 
 # Say where a run runs and what is seen of it, not what is trained.
 _FREE = (
@@ -210,7 +210,7 @@ class SavedRun:
         past: Sequence[Mapping[str, Any]],
     ) -> None:
         """Ends the log at a step, and says in the documents that the run goes on from it."""
-        log = self.config.run_dir / _METRICS
+        log = self.config.run_dir / METRICS
         try:
             lines = _until(log, step)
         except OSError as error:
@@ -303,19 +303,7 @@ def _until(log: Path, step: int) -> str | None:
     """
     if not log.exists():
         return None
-    if log.stat().st_size > _LARGEST_LOG:
-        raise InputError(
-            f"{log} is larger than {_LARGEST_LOG} bytes, which no run writes; move it away."
-        )
-    kept = []
-    for line in log.read_bytes().decode(errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-            if entry.get("step", 0) <= step:
-                kept.append(line)
-        except (ValueError, AttributeError, TypeError, RecursionError):
-            continue
-    return "".join(f"{line}\n" for line in kept)
+    return "".join(f"{line}\n" for line, entry in log_lines(log) if entry.get("step", 0) <= step)
 
 
 def _numbers(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:

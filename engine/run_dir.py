@@ -17,6 +17,10 @@ from voxtune.engine.tensorboard import TensorBoard
 from voxtune.models.errors import InputError
 
 
+class HeldError(InputError):
+    """Another run has a run directory."""
+
+
 def make_run_dir(
     folder: Path,
     overwrite: bool,
@@ -45,7 +49,8 @@ def held(folder: Path) -> Iterator[None]:
     The first process holds it, and however that ends, the folder is free afterwards.
 
     Raises:
-        InputError: another run has it, or it cannot be written.
+        HeldError: another run has it.
+        InputError: it cannot be written.
     """
     marker = None
     with together():
@@ -61,7 +66,8 @@ def _claimed(folder: Path) -> BinaryIO:
     """The marker of a run directory, which is this process's as long as that is open.
 
     Raises:
-        InputError: another run has it, or it cannot be written.
+        HeldError: another run has it.
+        InputError: it cannot be written.
     """
     try:
         marker = (folder / MARKER).open("ab")
@@ -71,7 +77,7 @@ def _claimed(folder: Path) -> BinaryIO:
     if locked(marker, WHOLE, True) and os.fstat(marker.fileno()).st_nlink:
         return marker
     marker.close()
-    raise InputError(
+    raise HeldError(
         f"{folder} is being written by another run; wait until that has ended, or end it."
     )
 

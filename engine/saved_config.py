@@ -193,10 +193,13 @@ def typed(hint: Any, value: Any, folder: Path) -> Any:
             pairs = zip(inner, value, strict=True)
             return tuple(typed(each, part, folder) for each, part in pairs)
         case None:
-            if hint is Path and isinstance(value, str):
+            if hint is Path and isinstance(value, str) and "\0" not in value:
                 return folder / value
             if hint is float and type(value) in (int, float):
-                return float(value)
+                try:
+                    return float(value)
+                except OverflowError as error:
+                    raise ValueError(f"it is too large for a {hint}") from error
             if type(value) is hint:
                 return value
-    raise ValueError(f"{value!r} is no {hint}")
+    raise ValueError(f"it is no {hint}")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,13 +125,19 @@ class Setup:
         return self.batches(), None
 
 
-def set_up(config: Finetune, console: Console, new: bool = True) -> Setup:
+def set_up(
+    config: Finetune,
+    console: Console,
+    new: bool = True,
+    reader: Callable[[Finetune, ModelSpec, Console], TrainingData] = read_training_data,
+) -> Setup:
     """Reads and checks everything.
 
     Args:
         config: of the run.
         console: told what takes a while.
         new: whether the run directory is to be made.
+        reader: what gives the scans, as `read_training_data` does.
 
     Raises:
         InputError: the model, the data or an option is bad, or the run exists.
@@ -151,7 +157,7 @@ def set_up(config: Finetune, console: Console, new: bool = True) -> Setup:
         network = abstract(spec.family, spec.arguments)
         check_depth_split(network, block[0], mesh.shape[SPATIAL])
     _check_cache(config)
-    data = read_training_data(config, spec, console)
+    data = reader(config, spec, console)
     train, validation, ignored = data.train, data.validation, config.ignore_label
     if config.patience is not None and not validation:
         raise InputError(

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -20,6 +21,7 @@ from voxtune.engine.store import Store, is_store, read_store
 from voxtune.engine.subjects import UNNAMED, Subject, find_subjects
 from voxtune.models.errors import InputError
 
+Listed = TypeVar("Listed")
 _SCANS, _EDGE = 16, 40  # whose voxels are sampled, and how many along each axis, at most
 
 
@@ -148,13 +150,17 @@ def split_subjects(items: Sequence[Item], config: Finetune) -> tuple[list[Item],
         held = {int(index) for index in order[: round(config.hold_out * len(items))]}
         train = [each for index, each in enumerate(items) if index not in held]
         validation = [each for index, each in enumerate(items) if index in held]
-    if config.subject_seed is not None:
-        order = np.random.default_rng(config.subject_seed).permutation(len(train))
-        train = [train[index] for index in order]
-    train = train[: config.train_subjects]
+    train = shuffled_subjects(train, config.subject_seed)[: config.train_subjects]
     if not train:
         raise InputError(f"{config.subjects} leaves no subject to train on; check its splits.")
     return train, validation
+
+
+def shuffled_subjects(train: Sequence[Listed], seed: int | None) -> list[Listed]:
+    """Subjects to train on, in the order that `--subject-seed` puts them in."""
+    if seed is None:
+        return list(train)
+    return [train[index] for index in np.random.default_rng(seed).permutation(len(train))]
 
 
 def _say_left_out(items: Sequence[Item], config: Finetune, console: Console) -> None:

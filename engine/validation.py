@@ -38,6 +38,8 @@ class Validation:
 
     def line(self) -> str:
         """For a person: Dice by class, or the error."""
+        if not self.scores:
+            return "nothing measured"
         if ERROR in self.scores:
             return f"mean absolute error {self.scores[ERROR]['mean']:.3f}"
         return "Dice " + "  ".join(f"{each} {x:.3f}" for each, x in self.scores["dice"].items())

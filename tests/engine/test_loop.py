@@ -17,7 +17,7 @@ from rich.console import Console
 from voxtune.engine.config import Finetune
 from voxtune.engine.dataset import Plan
 from voxtune.engine.display import Display
-from voxtune.engine.loop import Job, PreemptedError, train
+from voxtune.engine.loop import DivergedError, Job, PreemptedError, train
 from voxtune.engine.mesh import make_mesh
 from voxtune.engine.meter import MEASURED, Meter
 from voxtune.engine.metrics import Counts
@@ -221,6 +221,21 @@ class TestSkipping:
     def test_a_run_of_nothing_but_skipped_steps_fails(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="not finite in 3 steps in a row"):
             Run(tmp_path, bad=range(100), steps=3)()
+
+    def test_and_fails_again_where_it_is_gone_on_with(self, tmp_path: Path) -> None:
+        run = Run(tmp_path, bad=range(100), steps=3)
+        with pytest.raises(DivergedError) as first:
+            run()
+        with pytest.raises(DivergedError) as again:
+            run.resumed(3)
+        assert str(again.value) == str(first.value)
+
+    def test_but_not_where_there_are_more_steps_that_are_good(self, tmp_path: Path) -> None:
+        run = Run(tmp_path, bad=range(5, 16), steps=20)
+        with pytest.raises(DivergedError):
+            run()
+        run.resumed(15)
+        assert run.progress.given_up == ""
 
 
 class TestGoingOn:

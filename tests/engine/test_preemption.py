@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from voxtune.engine.loop import PreemptedError
 from voxtune.engine.preemption import Preemption
 
 
@@ -22,15 +23,29 @@ def heard() -> Iterator[list[int]]:
 
 
 def test_the_step_after_the_signal_is_the_last(heard: list[int]):
-    with Preemption() as preemption:
-        assert not preemption.stops(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.stops(2)
-        assert preemption.stops(3)
-        # The system ends the process at the second one, whatever Python is busy with.
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    def run() -> None:
+        with Preemption() as preemption:
+            assert not preemption.stops(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert preemption.stops(2)
+            assert preemption.stops(3)
+            # The system ends the process at the second one, whatever Python is busy with.
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+            raise PreemptedError(3)
+
+    with pytest.raises(PreemptedError):
+        run()
     assert heard == []
     os.kill(os.getpid(), signal.SIGTERM)
+    assert heard == [signal.SIGTERM]
+
+
+def test_who_runs_several_hears_of_it_where_the_last_step_was_done_already(heard: list[int]):
+    """Or a study would go on with the next network."""
+    with Preemption() as preemption:
+        preemption.stops(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == []
     assert heard == [signal.SIGTERM]
 
 
@@ -75,3 +90,9 @@ def test_before_the_first_step_one_ends_the_process_and_afterwards_two():
         [sys.executable, "-c", _CHILD], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.split() == [str(-signal.SIGTERM)] * 2
+
+
+def test_before_the_first_step_who_runs_several_is_told_at_once(heard: list[int]):
+    with Preemption():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]

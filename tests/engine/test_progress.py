@@ -24,8 +24,9 @@ def read_again(progress: Progress) -> Progress:
 
 def test_all_of_it_comes_back():
     dice = Validation({"dice": {"lesion": 1 / 3, "rare": math.nan}})
-    progress = Progress(7, 2, dice, Best(4, -math.inf, 4, 3, dice), {"options": {"seed": 1}})
-    found = read_again(progress)
+    best, made_of = Best(4, -math.inf, 4, 3, dice), {"options": {"seed": 1}}
+    found = read_again(Progress(7, 2, dice, best, "it diverged", made_of))
+    assert found.given_up == "it diverged"
     assert (found.step, found.skipped, found.made_of) == (7, 2, {"options": {"seed": 1}})
     assert (found.best.step, found.best.value) == (4, -math.inf)
     assert (found.best.since, found.best.stale) == (4, 3)

@@ -259,7 +259,7 @@ def test_channels_of_another_model_are_adapted_too(other: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "words"),
     [
-        ({}, {"init": "random"}, "--init random takes no weights"),
+        ({}, {"init": "random"}, "--init random starts from no pretrained weights"),
         ({"filters": 3}, {}, "shape 3, but block1/conv/bias .* has 2; leave it out"),
         ({"channels": 2}, {}, "shape 3x3x3x2x2, but .* has 3x3x3x1x2; leave it out with --rename"),
         (

@@ -15,6 +15,7 @@ from flax import nnx
 from voxtune.engine.config import Finetune
 from voxtune.engine.contract import Contract
 from voxtune.engine.model_dir import LabelClass, ModelSpec
+from voxtune.engine.rules import Parameters, make_rules
 from voxtune.engine.start import Start, make_start
 from voxtune.models.errors import InputError
 from voxtune.models.families import FAMILIES, build
@@ -210,6 +211,75 @@ def test_random_and_pretrained_start_from_the_same_new_head() -> None:
     one, other = (start(init=init).parameters for init in ("pretrained", "random"))
     for path in HEAD:
         np.testing.assert_array_equal(one[path], other[path])
+
+
+# Controls
+
+
+def test_controls_start_from_the_same_new_head_too() -> None:
+    heads = [start(seed=2, init=init).parameters for init in ("pretrained", "shuffled", "matched")]
+    for path in HEAD:
+        np.testing.assert_array_equal(heads[1][path], heads[0][path])
+        np.testing.assert_array_equal(heads[2][path], heads[0][path])
+
+
+def test_shuffled_has_the_pretrained_values_in_other_places() -> None:
+    found = start(seed=2, init="shuffled")
+    assert not found.pretrained
+    for path in TRUNK:
+        value, before = found.parameters[path], PARAMETERS[path]
+        np.testing.assert_array_equal(np.sort(value, axis=None), np.sort(before, axis=None))
+        assert found.origin[path].how == "adapted"
+    assert (found.parameters[FIRST] != PARAMETERS[FIRST]).any()
+    assert (found.parameters[FIRST] != start(seed=3, init="shuffled").parameters[FIRST]).any()
+
+
+def test_matched_draws_kernels_of_the_pretrained_scale_and_starts_norms_anew() -> None:
+    found, fresh = start(seed=2, init="matched"), start(seed=2, init="random")
+    assert not found.pretrained
+    for path in TRUNK:
+        value = found.parameters[path]
+        if path.endswith("kernel"):
+            np.testing.assert_allclose(value.mean(), PARAMETERS[path].mean(), rtol=1e-5)
+            np.testing.assert_allclose(value.std(), PARAMETERS[path].std(), rtol=1e-5)
+            drawn = np.corrcoef(value.ravel(), np.ravel(fresh.parameters[path]))[0, 1]
+            np.testing.assert_allclose(drawn, 1, rtol=1e-5)  # the same draw, stretched
+        else:
+            np.testing.assert_array_equal(value, fresh.parameters[path])
+            assert "matched" in found.dropped[path]
+
+
+@pytest.mark.parametrize("head", ["new", "keep", "extend"])
+@pytest.mark.parametrize("init", ["shuffled", "matched"])
+def test_controls_account_for_every_tensor(init: str, head: str) -> None:
+    classes = {"new": CLASSES, "keep": SPEC.classes, "extend": MORE}[head]
+    told = start(classes, seed=2, init=init, head=head).to_json()
+    arguments = {**SPEC.arguments, "outputs": len(classes)}
+    assert told["parameters"].keys() == shapes(SPEC.family, arguments).keys()
+    loaded = {path for path, how in told["parameters"].items() if how.startswith("loaded")}
+    assert not loaded
+    # Of the model each tensor is used in another form, or dropped.
+    used = {path for path, how in told["parameters"].items() if "initialised from" not in how}
+    assert PARAMETERS.keys() <= used | told["dropped"].keys()
+
+
+@pytest.mark.parametrize("init", ["shuffled", "matched"])
+def test_controls_take_no_weights_from_elsewhere(init: str) -> None:
+    with pytest.raises(InputError, match=f"--init {init} starts from no pretrained weights"):
+        start(init=init, init_from=Path("other"))
+
+
+@pytest.mark.parametrize("init", ["shuffled", "matched"])
+def test_nothing_pulls_to_what_was_shuffled(init: str) -> None:
+    """The options of the arm that it is compared with may stay."""
+    anchors = {}
+    for each in (init, "pretrained"):
+        begun = start(init=each)
+        rule = ("block*/kernel anchor=1",)
+        config = Finetune(Path("model"), "s.csv", Path(), init=each, rule=rule)  # type: ignore[arg-type]
+        rows = make_rules(Parameters.of(begun.network(), begun.pretrained), config).rows
+        anchors[each] = {path for path, row in rows.items() if row.anchor}
+    assert anchors == {init: set(), "pretrained": {FIRST}}
 
 
 def test_a_network_that_gives_an_image_has_one_linear_output_without_classes() -> None:

@@ -236,6 +236,36 @@ class TestSplits:
         assert few == every[:3]
         assert held_too == held
 
+    def test_a_seed_takes_other_subjects_of_which_fewer_are_some(self) -> None:
+        given = subjects(*["train"] * 8, "validation", "test")
+        taken = [
+            [
+                [e.name for e in split_subjects(given, options(Path(), **own, **size))[0]]
+                for size in ({"train_subjects": 3}, {"train_subjects": 6}, {})
+            ]
+            for own in (
+                {},
+                {"subject_seed": 0},
+                {"subject_seed": 1, "seed": 5},
+                {"subject_seed": 1},
+            )
+        ]
+        for few, more, every in taken:
+            assert few == every[:3]
+            assert more == every[:6]
+            assert sorted(every) == [each.name for each in given[:8]]
+        orders = {tuple(every) for _, _, every in taken}
+        assert len(orders) == 3
+        assert taken[2] == taken[3]  # whatever else is drawn
+
+    def test_a_seed_of_subjects_leaves_folds_as_they_are(self) -> None:
+        given = subjects("test", *["train"] * 6)
+        plain = split_subjects(given, options(Path(), fold="1/2"))
+        mixed = split_subjects(given, options(Path(), fold="1/2", subject_seed=3))
+        assert mixed[1] == plain[1]
+        assert mixed[0] != plain[0]
+        assert sorted(e.name for e in mixed[0]) == sorted(e.name for e in plain[0])
+
     def test_folds_leave_out_the_split_test_alone(self) -> None:
         given = subjects("test", "train", "validation", "train", "validation")
         found = [split_subjects(given, options(Path(), fold=f"{i}/2")) for i in (1, 2)]

@@ -139,6 +139,7 @@ class TestMonitoring:
 
     def test_nothing_measured(self) -> None:
         assert math.isnan(Validation({}).monitored("dice"))
+        assert Validation({}).line() == "nothing measured"
 
     def test_its_line(self) -> None:
         assert Validation({"dice": {"a": 0.25, "b": 1.0}}).line() == "Dice a 0.250  b 1.000"
