@@ -197,12 +197,14 @@ def _shown(factor: float) -> str:
     return f"{factor:g}"
 
 
-def design_options(path: Path) -> dict[str, Any]:
-    """What a design file says under [study]: options of `Study` by name.
+def design_options(path: Path | None) -> dict[str, Any]:
+    """What a design file says under [study]: options of `Study` by name; none without a file.
 
     Raises:
         InputError: it cannot be read, or an option is unknown or of another type.
     """
+    if path is None:
+        return {}
     given = _read(path).get("study", {})
     if isinstance(given, dict):
         given = {name: _text(value) if name in _LISTS else value for name, value in given.items()}

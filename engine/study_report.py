@@ -70,7 +70,7 @@ def write_report(
     Raises:
         InputError: a figure cannot be read, or the page not be written.
     """
-    designed = design_options(study.design) if study.design is not None else {}
+    designed = design_options(study.design)
     drawn = _Figures(figures, findings)
     sections = [
         Section("Dice", [*drawn("violins"), *_cells(findings.cells)]),

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from voxtune.engine.arms import Design, Trial
+from voxtune.engine.arms import Design, Trial, design_options
 from voxtune.engine.command_line import study_command, without_folders
 from voxtune.engine.config import Study
 from voxtune.engine.findings import Findings, find
@@ -161,7 +161,7 @@ class Results:
         """
         from voxtune.engine.findings_table import to_json
 
-        study, designed = self.study, _designed(self.study)
+        study, designed = self.study, design_options(self.study.design)
         usual = {each.name: each.default for each in fields(Study)}
         options = {
             name: _plain(value) for name, value in vars(study).items() if value != usual[name]
@@ -277,12 +277,6 @@ def write_document(out: Path, document: Mapping[str, Any]) -> None:
     """
     with written_beside(out / DOCUMENT) as beside:
         beside.write_text(json.dumps(_without_nan(document), indent=1, allow_nan=False) + "\n")
-
-
-def _designed(study: Study) -> dict[str, Any]:
-    from voxtune.engine.arms import design_options
-
-    return design_options(study.design) if study.design is not None else {}
 
 
 def _plain(value: Any) -> Any:
