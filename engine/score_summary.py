@@ -1,8 +1,8 @@
 """Scores over subjects: means, spreads and how sure these are.
 
-The interval of a mean is a percentile bootstrap over subjects: 9999 resamples, always the same
-ones for as many subjects. It says how the mean would vary with other subjects of the same kind; it
-is too narrow for few (below about ten), and there is none for one.
+The interval of a mean is that of `statistics.mean_interval`, cut where the measure ends: a Dice of
+more than 1 there is not. It says how the mean would vary with other subjects of the same kind.
+There is none of fewer than four.
 """
 
 import math
@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from voxtune.engine.score import MEASURES, Score
+from voxtune.engine.statistics import Interval, mean_interval
 
 Key = TypeVar("Key", bound=Hashable)
 
-CONFIDENCE, RESAMPLES, SEED = 0.95, 9999, 0
-_AT_ONCE = 1000  # resamples in memory
+_SHARES = ("dice", "jaccard", "precision", "recall", "surface_dice")  # and those of lesions
 # Of these a subject has a mean over its classes; volumes and counts are of one class each.
 _AVERAGED = tuple(
     name for name in MEASURES if not name.startswith("lesions_") and "_ml" not in name
@@ -107,7 +106,7 @@ def _summary(value: int | None, name: str, measure: str, values: Sequence[float]
     left_out = len(values) - kept.size
     if not kept.size:
         return Summary(value, name, measure, 0, left_out)
-    low, high = _interval(kept)
+    low, high = _interval(measure, kept)
     lower, median, upper = np.percentile(kept, (25, 50, 75)).tolist()
     return Summary(
         value=value,
@@ -127,17 +126,10 @@ def _summary(value: int | None, name: str, measure: str, values: Sequence[float]
     )
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Of the mean; NaN of a single value."""
-    if values.size < 2:
-        return math.nan, math.nan
-    found = bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        batch=_AT_ONCE,
-        method="percentile",
-        random_state=np.random.default_rng(SEED),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+def _interval(measure: str, values: np.ndarray) -> Interval:
+    """Of the mean, within what the measure can be."""
+    if measure.startswith("difference_"):
+        return mean_interval(values)
+    largest = 1 if measure.startswith(_SHARES) or measure.startswith("lesion_") else math.inf
+    low, high = np.clip(mean_interval(values), 0, largest).tolist()
+    return low, high

@@ -14,13 +14,11 @@ from rich.table import Table
 
 from voxtune.engine.score import DEFINITIONS, MEASURES, Score
 from voxtune.engine.score_summary import (
-    CONFIDENCE,
-    RESAMPLES,
-    SEED,
     Summary,
     grouped,
     mean_of,
 )
+from voxtune.engine.statistics import CONFIDENCE, RESAMPLES, SEED
 from voxtune.engine.volume import written_beside
 from voxtune.models.errors import InputError
 
@@ -179,7 +177,7 @@ def _json(rows: Sequence[Score], summaries: Sequence[Summary], options: Mapping[
         "definitions": DEFINITIONS,
         "interval": {
             "of": "mean",
-            "method": "percentile bootstrap over subjects",
+            "method": "symmetric studentised bootstrap over subjects",
             "confidence": CONFIDENCE,
             "resamples": RESAMPLES,
             "seed": SEED,

@@ -73,13 +73,25 @@ class TestSummary:
         assert "for any class in either map" in " ".join(shown.split())
 
     def test_the_interval_covers_the_mean_as_often_as_it_says(self) -> None:
-        """Of 40 normal numbers: close to 1.96 standard errors, which it is for many."""
+        """Of 40 normal numbers: close to the 2.02 standard errors of Student's distribution."""
         values = np.random.default_rng(1).normal(0.8, 0.05, 40)
         one = summary(rows_of(*((float(x),) for x in values)), 1)
         error = one.sd / math.sqrt(40)
-        ends = (one.mean - 1.96 * error, one.mean + 1.96 * error)
+        ends = (one.mean - 2.02 * error, one.mean + 2.02 * error)
         assert (one.low, one.high) == pytest.approx(ends, abs=0.1 * error)
         assert summary(rows_of(*((float(x),) for x in values)), 1) == one
+
+    def test_the_interval_ends_where_the_measure_does(self) -> None:
+        values = (1.0, 0.99, 0.6, 1.0, 0.98)
+        one = summary(rows_of(*((x,) for x in values)), 1)
+        assert one.mean < one.high == 1.0
+        rows = [Score(str(x), 1, "one", x, hd95_mm=10 * x, difference_ml=x - 0.99) for x in values]
+        assert summary(rows, 1, "hd95_mm").high > 10
+        rows = [Score(str(x), 1, "one", hd95_mm=x, difference_ml=-x) for x in (0, 0.1, 5, 0, 0.2)]
+        distance, volume = summary(rows, 1, "hd95_mm"), summary(rows, 1, "difference_ml")
+        assert distance.low == 0
+        assert volume.high > 0
+        assert volume.low == pytest.approx(-distance.high)
 
     @pytest.mark.parametrize("values", [(0.5,), (0.5, 0.5), (0.5, NAN), (NAN, NAN), (0.2, 0.4)])
     def test_few_and_constant(self, values: tuple[float, ...]) -> None:
@@ -88,11 +100,9 @@ class TestSummary:
             one = summary(rows_of(*((x,) for x in values)), 1)
         kept = [x for x in values if not math.isnan(x)]
         assert (one.n, one.left_out) == (len(kept), len(values) - len(kept))
-        if len(kept) > 1:
-            assert (one.low, one.high) == (min(kept), max(kept))
-        else:
-            assert math.isnan(one.low)
-            assert math.isnan(one.sd)
+        assert math.isnan(one.low)
+        assert math.isnan(one.high)
+        assert math.isnan(one.sd) == (len(kept) < 2)
 
     def test_volumes_are_not_averaged_over_classes(self) -> None:
         measures = {s.measure for s in summarise(rows_of((0.5, 0.9))) if s.value is None}
@@ -112,7 +122,7 @@ class TestTables:
         rows = rows_of((0.5, NAN), (0.7, NAN))
         shown = text(summary_table(rows, summarise(rows)))
         lines = [line.split() for line in shown.splitlines()]
-        first = "class 1 Dice 2 0 0.600 0.500 to 0.700 0.141 0.600 0.500 0.700"
+        first = "class 1 Dice 2 0 0.600 - 0.141 0.600 0.500 0.700"
         assert first.split() in lines
         assert ["class", "2", "Dice", "0", "2", "-", "-", "-", "-", "-", "-"] in lines
         assert any(line[:3] == ["mean", "of", "classes"] for line in lines)
