@@ -2,12 +2,11 @@
 # Both set up .venv first; a second call sets nothing up again.
 
 PYTHON ?= python3
-PEERS ?= peers/bin/python
 BIN := .venv/bin
 READY := .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test fuzz soak lint types bench bench-peers bench-predict clean
+.PHONY: demo test fuzz soak lint types bench bench-quick clean
 
 demo: $(READY)
 	$(BIN)/voxtune demo demo --overwrite
@@ -51,18 +50,14 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $(READY)
 
+# What voxtune does a second, in less than five minutes on two quiet cores.
+bench-quick: $(READY)
+	$(BIN)/voxtune benchmark --quick
+
+# Larger cases, beside PyTorch, MONAI and Keras, whose environments it makes in the user's cache folder;
+# what it finds is added to the history.
 bench: $(READY)
-	$(BIN)/python -m voxtune.benchmarks.step
-
-# Beside PyTorch and Keras, six to twelve minutes: `make bench-peers PEERS=peers/bin/python`, an
-# environment of their own; benchmarks/peers.py says how to make it.
-bench-peers: $(READY)
-	$(BIN)/python -m voxtune.benchmarks.peers --python $(PEERS)
-
-# A scan of 256³ voxels beside Keras and MONAI, an environment likewise with nibabel and monai:
-# a quarter of an hour and more; `python -m voxtune.benchmarks.predict --help` says how to take less.
-bench-predict: $(READY)
-	$(BIN)/python -m voxtune.benchmarks.predict --python $(PEERS)
+	$(BIN)/voxtune benchmark --peers --history benchmarks/history --page benchmarks/history/index.html
 
 clean:
 	rm -rf .venv .venv-soak build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,169 +1,199 @@
-"""Times the data path: `python -m voxtune.benchmarks.data [STORE] [--torch PYTHON]`.
+"""Suite `data`: blocks from each place that they can be cut from, and how long steps wait for them.
 
-Examples a second for each place that blocks can be cut from, beside a plain loop that loads each
-scan with nibabel, and beside PyTorch's DataLoader with MONAI's cache. All cut blocks of one shape
-out of the same scans, int16 images and labels of 8 bits, which the others read from .nii.gz files;
-voxtune's lie on the device in the end. Each first takes some batches that are not timed, or those
-that were read ahead would be; then all take turns, so that a busy machine slows them alike.
+Examples a second from a store on disk, without and with worker processes, from the host's memory
+and from the device's; beside a plain loop that loads each scan with nibabel, and PyTorch's
+DataLoader with MONAI's cache. All cut blocks of one shape out of the same scans, which the others
+read from .nii.gz files; voxtune's and the loop's lie on the device in the end. Each process first
+takes some batches that are not timed, or those that were read ahead would be; all take turns.
 
-Then a small U-Net is fine-tuned on the same scans, once for each place, and `data_wait` of its
-metrics.jsonl is shown: the share of time that the loop waits for the next batch. Devices, which
-still have steps to do when it begins to wait, wait less. The first line of the log is left out,
-which has the start.
-
-PyTorch's wants an environment of its own:
-
-    python3 -m venv peers && peers/bin/pip install torch monai nibabel
-    python -m voxtune.benchmarks.data --torch peers/bin/python
+Then a U-Net is fine-tuned from each place, and `data_wait` of its metrics.jsonl is told: the share
+of time that the loop waits for the next batch. And each augmentation profile is timed beside a
+training step on the same batch.
 """
 
-import argparse
+import dataclasses
 import io
 import json
-import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import jax
 import nibabel as nib
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from voxtune.benchmarks.step import machine
-from voxtune.engine.cache import DeviceCache, cut
-from voxtune.engine.case import IGNORE, Case
-from voxtune.engine.changes import Batch
-from voxtune.engine.cli import main as voxtune
-from voxtune.engine.config import Create, Finetune
+from voxtune.benchmarks.device import device, environment, keep_to_cpu
+from voxtune.benchmarks.measurement import Measurement, Spread, Work
+from voxtune.benchmarks.program import Program, running, take_turns
+from voxtune.engine import config
+from voxtune.engine.case import Case
 from voxtune.engine.create import create
-from voxtune.engine.dataset import Plan, batches, class_table, host_cached
-from voxtune.engine.feed import Feed
-from voxtune.engine.mesh import make_mesh
-from voxtune.engine.model_dir import LabelClass
 from voxtune.engine.phantom import write_phantoms
+from voxtune.engine.prepare import prepare
 from voxtune.engine.store import Store, read_store
-from voxtune.engine.train import finetune
+from voxtune.models.errors import InputError
 
-WARM = 12  # batches before those that are timed: more than any of them reads ahead
-HEAD_MM = 190.0
-SMALL = 32  # edge of the U-Net's blocks
-PLACES: dict[str, dict[str, Any]] = {
-    "--cache disk": {"cache": "disk"},
-    "--cache disk --workers 2": {"cache": "disk", "workers": 2},
-    "--cache host": {"cache": "host"},
-    "--cache device": {"cache": "device"},
+OWN = "voxtune"
+LOOP = "nibabel, a loop"
+MONAI = {"MONAI's cache": 0, "MONAI's cache, 2 workers": 2}  # program → its worker processes
+# Place → options of `finetune`, and who is compared with it: others that do as much for speed.
+PLACES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "disk": ({"cache": "disk", "workers": 0}, (LOOP,)),
+    "disk, 2 workers": ({"cache": "disk", "workers": 2}, ("MONAI's cache, 2 workers",)),
+    "host": ({"cache": "host", "workers": 0}, ("MONAI's cache",)),
+    "device": ({"cache": "device", "workers": 0}, tuple(MONAI)),
 }
-Take = Callable[[int], Any]  # takes so many batches and waits for them
+HEAD_MM = 190.0
+QUICK_TURNS = 3
 
 
-@dataclass
-class Way:
-    """A way to get examples.
+@dataclass(frozen=True)
+class Job:
+    """How much is done.
 
     Attributes:
-        title: for people.
-        timed: takes some batches, then the seconds that so many more take.
-        seconds: of each round.
+        scan: edge of the phantoms, voxels, where no store is given.
+        subjects: how many phantoms.
+        edge: of the blocks that are cut, voxels.
+        batch: blocks at a time.
+        batches: whose time a turn tells.
+        steps: of each run that fine-tunes.
+        trained: edge of the blocks that it trains on.
+        network: of it, options of `voxtune create`.
+        places: that it reads from.
+        augmented: edge of the blocks that are augmented.
+        dtype: that steps compute in.
+        turns: that count.
     """
 
-    title: str
-    timed: Callable[[int], float]
-    seconds: list[float]
+    scan: int
+    subjects: int
+    edge: int
+    batch: int
+    batches: int
+    steps: int
+    trained: int
+    network: tuple[str, ...]
+    places: tuple[str, ...]
+    augmented: int
+    dtype: str
+    turns: int
 
 
-def timed(take: Take) -> Callable[[int], float]:
-    """Times a way of this process."""
-
-    def run(count: int) -> float:
-        take(WARM)
-        began = time.perf_counter()
-        take(count)
-        return time.perf_counter() - began
-
-    return run
-
-
-def fed(feed: Feed, change: Callable[[Any], Any]) -> Take:
-    """Takes batches of a feed."""
-
-    def take(count: int) -> None:
-        for _ in range(count):
-            _, batch = next(feed)
-            jax.block_until_ready(change(batch))
-
-    return take
+_SMALL = ("filters=4", "norm=batch", "outputs=2")
+JOBS = {
+    "cpu": Job(160, 8, 128, 2, 12, 32, 32, _SMALL, tuple(PLACES), 32, "float32", 7),
+    "gpu": Job(160, 8, 128, 2, 24, 64, 128, ("outputs=2",), tuple(PLACES), 128, "bfloat16", 7),
+}
+QUICK = Job(
+    *(48, 4, 32, 2, 12, 16, 16, (*_SMALL, "depth=1"), ("disk", "device"), 16),
+    dtype="float32",
+    turns=QUICK_TURNS,
+)
 
 
-def loaded(files: Sequence[tuple[Path, Path]], plan: Plan) -> Take:
-    """Loads scans, cuts a block out of each and puts them on the device, as tutorials do."""
-    rng = np.random.default_rng(plan.seed)
-    load: Any = nib.load
+def job_of(given: config.Benchmark, platform: str) -> Job:
+    """What is to be done.
 
-    def example() -> tuple[np.ndarray, np.ndarray]:
-        pair = files[int(rng.integers(len(files)))]
-        image, label = (np.asanyarray(load(path).dataobj) for path in pair)
-        last = np.subtract(label.shape, plan.block)
-        start = rng.integers(0, last + 1)
-        where = tuple(slice(a, a + n) for a, n in zip(start, plan.block, strict=True))
-        return image[where].astype(np.float32), label[where]
-
-    def take(count: int) -> None:
-        for _ in range(count):
-            images, labels = zip(*(example() for _ in range(plan.batch)), strict=True)
-            jax.block_until_ready(jax.device_put((np.stack(images), np.stack(labels))))
-
-    return take
+    Args:
+        given: options.
+        platform: of the device, as JAX names it.
+    """
+    job = QUICK if given.quick else JOBS["cpu" if platform == "cpu" else "gpu"]
+    turns = min(job.turns, given.turns) if given.quick else given.turns
+    return dataclasses.replace(
+        job,
+        edge=(*given.blocks, job.edge)[0],
+        batch=(*given.batches, job.batch)[0],
+        dtype=(*given.dtypes, job.dtype)[0],
+        turns=turns,
+    )
 
 
-@contextmanager
-def torch_way(
-    python: str, files: Sequence[tuple[Path, Path]], plan: Plan, workers: int
-) -> Iterator[tuple[str, Callable[[int], float]]]:
-    """PyTorch and MONAI in a child process: their versions, and its clock."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        images, labels = zip(*((str(a), str(b)) for a, b in files), strict=True)
-        about = {"images": images, "labels": labels, "workers": workers}
-        about |= {"block": plan.block, "batch": plan.batch, "seed": plan.seed}
-        json.dump(about, file)
-        file.flush()
-        program = Path(__file__).with_name("torch_data.py")
-        command = [python, str(program), file.name]
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            told = json.loads(process.stdout.readline() or "{}")
-            if told.get("shape") != [plan.batch, 1, *plan.block]:
-                raise RuntimeError(f"{python} gives no batches as voxtune does, but: {told}")
+def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Measurement]:
+    """Measures places, then runs that fine-tune, then augmentation.
 
-            def run(count: int) -> float:
-                assert process.stdin is not None
-                assert process.stdout is not None
-                print(WARM, count, file=process.stdin, flush=True)
-                return float(json.loads(process.stdout.readline())["seconds"])
+    Args:
+        given: options.
+        peers: kind of environment → its interpreter.
 
-            try:
-                yield told["version"], run
-            finally:
-                process.kill()
+    Raises:
+        InputError: JAX finds no device, or the store is none that all programs can read.
+        RuntimeError: a program broke.
+    """
+    keep_to_cpu()
+    job = job_of(given, device().platform)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        path = made_store(folder, job) if given.store is None else given.store
+        store = read_store(str(path))
+        check(job, path, store)
+        file = write_job(job, folder, path, store)
+        name = "phantoms" if given.store is None else path.name
+        yield from _places(job, file, peers, f"{len(store.cases)} {name}")
+        yield from _runs(job, file)
+        yield from _augmentation(job, file)
 
 
-def made_store(folder: Path, size: int, subjects: int) -> Path:
-    """A store of phantoms with an edge of `size` voxels."""
-    shape, spacing = (size, size, size), HEAD_MM / size
-    table = write_phantoms(folder / "phantoms", "healthy", subjects, 0, 0, 0, shape, spacing)
+def check(job: Job, path: Path, store: Store) -> None:
+    """Makes sure that everybody can cut blocks out of a store's scans.
+
+    Raises:
+        InputError: they cannot.
+    """
+    channels = len(store.preparation.channels)
+    if channels != 1:
+        raise InputError(
+            f"{path} holds {channels} images of each subject, where all programs take one; give "
+            "--store one with one."
+        )
+    smallest = min(min(case.shape) for case in store.cases)
+    if smallest < job.edge:
+        raise InputError(
+            f"{path} has a scan of {smallest} voxels along an axis, smaller than blocks of "
+            f"{job.edge}; give smaller --blocks."
+        )
+
+
+def made_store(folder: Path, job: Job) -> Path:
+    """A store of phantoms, one of which is to validate on."""
+    shape = (job.scan,) * 3
+    spacing = HEAD_MM / job.scan
+    counts = job.subjects - 1, 1, 0
+    table = write_phantoms(folder / "phantoms", "healthy", *counts, 0, shape, spacing)
     store = folder / "store"
-    if voxtune(["prepare", str(table), str(store), "--spacing", "own"]):
-        raise RuntimeError("the phantoms cannot be prepared")
+    prepare(config.Prepare(table, store, spacing="own", workers=1), Console(file=io.StringIO()))
     return store
+
+
+def write_job(job: Job, folder: Path, path: Path, store: Store) -> Path:
+    """The file of which the processes read what to do, with scans and a model beside it."""
+    files = write_files(folder, store.cases)
+    create(model_of(folder / "model", job, store), Console(file=io.StringIO()))
+    about = {
+        "store": str(path),
+        "images": [str(image) for image, _ in files],
+        "labels": [str(label) for _, label in files],
+        "seed": 0,
+        "edge": job.edge,
+        "batch": job.batch,
+        "batches": job.batches,
+        "augment": {"edge": job.augmented, "batch": job.batch, "dtype": job.dtype},
+        "finetune": {
+            "model": str(folder / "model"),
+            "run": str(folder / "run"),
+            "block": (job.trained,) * 3,
+            "steps": job.steps,
+            "dtype": job.dtype,
+        },
+    }
+    file = folder / "job.json"
+    file.write_text(json.dumps(about))
+    return file
 
 
 def write_files(folder: Path, cases: Sequence[Case]) -> list[tuple[Path, Path]]:
@@ -182,137 +212,129 @@ def write_files(folder: Path, cases: Sequence[Case]) -> list[tuple[Path, Path]]:
     return files
 
 
-def ways(
-    stack: ExitStack, cases: Sequence[Case], folder: Path, plan: Plan, python: str | None
-) -> tuple[list[Way], str]:
-    """Everything that is to be timed, and the versions of what is not voxtune's."""
-    values = sorted({value for case in cases for value in case.counts} | {0})
-    table = class_table([LabelClass(value, str(value)) for value in values])
-    mesh, how = make_mesh("data=1"), (plan, table, IGNORE)
-
-    def feed(cases: Sequence[Case], read: bool = True, workers: int = 0) -> Feed:
-        data = batches(cases, *how, read=read)
-        return stack.enter_context(Feed(data, mesh, workers=workers))
-
-    volumes = DeviceCache(cases, plan.block, table, IGNORE).load(mesh)
-    cutting = partial(jax.jit(partial(cut, block=plan.block)), volumes)
-
-    def same(batch: Batch) -> Batch:
-        return batch
-
-    files = write_files(folder, cases)
-    takes = {
-        "nibabel, a loop": loaded(files, plan),
-        "voxtune, --cache disk": fed(feed(cases), same),
-        "voxtune, --cache disk --workers 2": fed(feed(cases, workers=2), same),
-        "voxtune, --cache host": fed(feed(host_cached(cases)), same),
-        "voxtune, --cache device": fed(feed(cases, read=False), cutting),
-    }
-    found = [Way(title, timed(take), []) for title, take in takes.items()]
-    if python is None:
-        return found, "PyTorch is not measured: give --torch"
-    for workers in (0, 2):
-        version, run = stack.enter_context(torch_way(python, files, plan, workers))
-        found.append(Way(f"PyTorch, MONAI's cache, {workers} workers", run, []))
-    return found, version
-
-
-def small_model(folder: Path, store: Store) -> Path:
-    """A U-Net with fresh weights for the scans of a store."""
+def model_of(folder: Path, job: Job, store: Store) -> config.Create:
+    """How a U-Net with fresh weights is made for the scans of a store."""
     made = store.preparation
-    given = Create(
+    return config.Create(
         "unet",
-        folder / "model",
-        ("filters=4", "norm=batch", "outputs=2", f"channels={len(made.channels)}"),
+        folder,
+        (*job.network, f"channels={len(made.channels)}"),
         orientation=made.orientation,
         spacing=made.spacing_mm or "own",
         grid=made.grid,
         interpolation=made.interpolation,
         intensity=made.intensity,
         window=made.window,
-        block=(SMALL,) * 3,
+        block=(job.trained,) * 3,
     )
-    create(given, Console(file=io.StringIO()))
-    return given.model_dir
 
 
-def waits(model: Path, store: str, folder: Path, steps: int, **place: Any) -> tuple[float, float]:
-    """Fine-tunes: the share of time that the loop waited for batches, and blocks a second."""
-    every = steps // 4
-    config = Finetune(
-        *(model, store, folder / "run"),
-        **place,
-        steps=steps,
-        log_every=every,
-        validate_every=steps,
-        overwrite=True,
+def started(way: str, file: Path) -> Program:
+    """A process of voxtune's, or the loop's."""
+    name = LOOP if way == "loop" else OWN
+    variables = environment(device().platform)
+    return Program.start(name, sys.executable, "own_data.py", way, str(file), environment=variables)
+
+
+def _places(job: Job, file: Path, peers: Mapping[str, Path], scans: str) -> Iterator[Measurement]:
+    with running() as programs:
+        ways = {way: started(way, file) for way in (*PLACES, "loop")}
+        programs += ways.values()
+        for name, workers in MONAI.items():
+            if "torch" in peers:
+                arguments = "torch_data.py", str(file), str(workers)
+                programs.append(Program.start(name, peers["torch"], *arguments))
+        for each in programs:
+            each.load()
+        for each in programs[len(ways) :]:
+            if not each.problem and (problem := difference(job, each.hello)):
+                each.problem = problem
+        take_turns(programs, job.turns, warm=0)
+    others = {each.name: each for each in programs if each.name != OWN}
+    for place, (_, beside) in PLACES.items():
+        found = [ways[place], *(others[name] for name in beside if name in others)]
+        for each in found:
+            yield measurement(job, place, scans, each)
+
+
+def difference(job: Job, hello: Mapping[str, Any]) -> str:
+    """Why a peer is not measured; empty where it cuts the blocks that voxtune does."""
+    wanted = [job.batch, 1, *(job.edge,) * 3]
+    if hello.get("shape") == wanted and hello.get("types") == ["float32", "uint8"]:
+        return ""
+    return (
+        "does not compute what voxtune does: it gives batches of "
+        f"{hello.get('shape')}, {hello.get('types')}"
     )
-    finetune(config, Console(file=io.StringIO()))
-    log = map(json.loads, (config.run_dir / "metrics.jsonl").read_text().splitlines())
-    lines = [line for line in log if line["event"] == "train"][1:]
-    seconds = [1 / line["examples_per_second"] for line in lines]
-    waited = sum(line["data_wait"] * each for line, each in zip(lines, seconds, strict=True))
-    return waited / sum(seconds), len(lines) / sum(seconds)
 
 
-def main() -> None:
-    """Prints the tables."""
-    parser = argparse.ArgumentParser(
-        prog="voxtune.benchmarks.data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def measurement(job: Job, place: str, scans: str, program: Program) -> Measurement:
+    """Of a program beside a place of voxtune's."""
+    blocks = job.batch * job.batches
+    turns = [] if program.problem else program.turns[1:]
+    return Measurement(
+        "data",
+        f"{job.edge}³, batch {job.batch}, of {scans}, from {place}",
+        program.name,
+        settings={"block": job.edge, "batch": job.batch, "place": place, "scans": scans},
+        seconds=tuple(each["seconds"] for each in turns),
+        work=Work(blocks, blocks * job.edge**3),
+        memory=max((each["memory"] for each in turns if "memory" in each), default=None),
+        version=program.hello.get("version", ""),
+        problem=program.problem,
     )
-    parser.add_argument("store", nargs="?", help="by default one is made of phantoms")
-    parser.add_argument("--synthetic-size", type=int, default=160, help="edge of the phantoms")
-    parser.add_argument("--subjects", type=int, default=8, help="how many phantoms")
-    parser.add_argument("--block", type=int, default=128, help="edge of a block")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=12, help="batches in a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--train-steps", type=int, default=32, help="of each run of the U-Net")
-    parser.add_argument("--torch", metavar="PYTHON", help="of an environment with torch and monai")
-    given = parser.parse_args()
-    if given.train_steps < 8:
-        parser.error("a run of so few steps is all start; pass more --train-steps")
-    plan = Plan((given.block,) * 3, "random", 0.33, given.batch, seed=0)
-    console = Console(width=100)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        path = given.store or str(made_store(folder, given.synthetic_size, given.subjects))
-        store = read_store(path)
-        cases = store.cases
-        if any(min(case.shape) < given.block for case in cases):
-            parser.error("a scan is smaller than the block; pass a smaller --block")
-        with ExitStack() as feeds:
-            every, versions = ways(feeds, cases, folder, plan, given.torch)
-            for _ in range(given.rounds):
-                for way in every:
-                    way.seconds.append(way.timed(given.steps))
-        count = given.steps * given.batch
-        table = Table(title=f"Blocks of {given.block}³, batches of {given.batch}, {machine()}")
-        for name in ("data path", "examples/s", "slowest to fastest", "times the loop"):
-            table.add_column(name, justify="left" if name == "data path" else "right")
-        for way in every:
-            rates = [count / seconds for seconds in way.seconds]
-            times = median(every[0].seconds) / median(way.seconds)
-            spread = f"{min(rates):.1f} to {max(rates):.1f}"
-            table.add_row(way.title, f"{median(rates):.1f}", spread, f"{times:.1f}")
-        table.caption = (
-            f"{len(cases)} scans, {given.rounds} rounds of {given.steps} batches; medians"
+
+
+def _runs(job: Job, file: Path) -> Iterator[Measurement]:
+    """Fine-tunes from each place, one after the other: a run of several seconds each."""
+    about = json.loads(file.read_text())
+    for place in job.places:
+        options, _ = PLACES[place]
+        of_place = file.with_name("run.json")
+        of_place.write_text(json.dumps({**about, "finetune": {**about["finetune"], **options}}))
+        with running([started("finetune", of_place)]) as (program,):
+            program.load()
+            program.turn()
+            said = program.turns[0] if program.turns else {}
+        yield Measurement(
+            "data",
+            f"fine-tuning, {', '.join(job.network)}, {job.trained}³, batch {job.batch}, {job.dtype}"
+            f", from {place}",
+            OWN,
+            settings={"block": job.trained, "batch": job.batch, "dtype": job.dtype, **options},
+            seconds=tuple(said.get("steps", ())),
+            work=Work(job.batch, job.batch * job.trained**3),
+            first=said.get("seconds"),
+            memory=said.get("memory"),
+            values={"data_wait": said["data_wait"]} if said else {},
+            version=program.hello.get("version", ""),
+            problem=program.problem,
         )
-        console.print(table)
-        console.print(f"jax {jax.__version__}; {versions}", highlight=False)
-
-        model = small_model(folder, store)
-        table = Table(title=f"finetune, U-Net of 4 filters, blocks of {SMALL}³")
-        for name in ("blocks from", "data_wait", "blocks/s"):
-            table.add_column(name, justify="left" if name == "blocks from" else "right")
-        for title, place in PLACES.items():
-            share, rate = waits(model, path, folder, given.train_steps, **place)
-            table.add_row(title, f"{100 * share:.2f} %", f"{rate:.1f}")
-        table.caption = f"the last three quarters of {given.train_steps} steps"
-        console.print(table)
 
 
-if __name__ == "__main__":
-    main()
+def _augmentation(job: Job, file: Path) -> Iterator[Measurement]:
+    """Each profile, beside a step."""
+    with running([started("augment", file)]) as (program,):
+        program.load()
+        take_turns([program], job.turns, warm=1)
+    turns = [] if program.problem else program.turns[2:]
+    for profile in turns[0]["profiles"] if turns else ("strong",):
+        times = [each["profiles"][profile] for each in turns]
+        shares = [took / (took + each["seconds"]) for took, each in zip(times, turns, strict=True)]
+        yield Measurement(
+            "data",
+            f"augmentation {profile}, {job.augmented}³, batch {job.batch}",
+            OWN,
+            settings={"block": job.augmented, "batch": job.batch, "profile": profile},
+            seconds=tuple(times),
+            work=Work(job.batch, job.batch * job.augmented**3),
+            first=program.turns[0]["profiles"][profile] if turns else None,
+            values={
+                "share_of_step": Spread.of(shares).median,
+                "step_seconds": median(each["seconds"] for each in turns),
+            }
+            if turns
+            else {},
+            version=program.hello.get("version", ""),
+            problem=program.problem,
+        )

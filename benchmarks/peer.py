@@ -1,22 +1,32 @@
-"""One framework's training step, timed when asked: the child process of `voxtune.benchmarks.peers`.
+"""One framework's training step, timed when asked: a child of the suite `train`.
 
 It needs nothing but the framework, for it runs in an environment that has no voxtune. Networks,
 loss and optimiser are the same in each: weights come from a file, the loss is cross-entropy plus
 soft Dice of every class but the first of each scan, the optimiser AdamW after clipping the gradient
-to norm 1.
+to norm 1. The batch is on the device before the first step.
 
-    peer.py FRAMEWORK NETWORK FILE
+    peer.py PROGRAM NETWORK FILE DTYPE
 
-writes a line of JSON with what it loaded, then, for each line on standard input, one with the
-seconds that a step took and the loss before it.
+writes a line of JSON with what it loaded. Then, for each line on standard input, it does a step, or
+from the third on as many as a second has room for, and answers with the `seconds` that each took,
+the `loss` before the last, and the most `memory` that the device has held so far, or on a CPU the
+process, bytes.
+
+What computes is the GPU where the framework sees one. There convolutions of float32 multiply in
+TF32, the default of each, and PyTorch and Keras have their usual mixed precision where DTYPE is
+bfloat16: autocast, and the policy `mixed_bfloat16`.
 """
 
 import importlib
 import json
 import os
+import re
+import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +34,64 @@ import numpy as np
 RATE, DECAY, CLIP = 1e-4, 1e-5, 1.0
 DILATIONS = (1, 2, 4, 8, 16, 8, 4, 2, 1)  # brainchop's
 FILTERS = 21
+TURN = 1.0  # seconds that a turn is to last at least
+MOST = 100  # steps a turn
+TOO_LITTLE = r"(?i)out of memory|allocate memory|RESOURCE_EXHAUSTED|\bOOM\b"  # memory, they say
 Arrays = Sequence[np.ndarray]
-Step = Callable[[], float]  # does one step, waits for it, gives the loss before it
+
+
+def process_peak() -> int:
+    """The most memory that this process has held, bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # without the peak of the process that started it
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@dataclass(frozen=True)
+class Training:
+    """A network that a framework trains on one batch.
+
+    Attributes:
+        run: does so many steps, waits for the last, gives the loss before it.
+        platform: what computes, `cpu` or as JAX names it.
+        memory: the most that was held so far, bytes.
+        floor: FLOP/s of the devices in a matrix product, measured now; of voxtune's alone.
+        about: what else is said of it.
+    """
+
+    run: Callable[[int], float]
+    platform: str = "cpu"
+    memory: Callable[[], int] = process_peak
+    floor: Callable[[], float] | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What peers train.
+
+    Attributes:
+        network: `unet` or `meshnet`.
+        weights: as Keras stores them, from input to output.
+        image: float32 `[B, D, H, W, 1]`.
+        label: uint8 `[B, D, H, W]`.
+        dtype: `float32`, or `bfloat16` for mixed precision.
+    """
+
+    network: str
+    weights: Arrays
+    image: np.ndarray
+    label: np.ndarray
+    dtype: str
+
+    @staticmethod
+    def read(network: str, file: str, dtype: str) -> "Given":
+        """As voxtune's child wrote it."""
+        with np.load(file) as arrays:
+            weights = [arrays[f"weight{number}"] for number in range(len(arrays.files) - 2)]
+            return Given(network, weights, arrays["image"], arrays["label"], dtype)
 
 
 def torch_network(network: str, weights: Arrays) -> Any:
@@ -83,29 +149,55 @@ def torch_network(network: str, weights: Arrays) -> Any:
     return net
 
 
-def torch_step(network: str, weights: Arrays, image: np.ndarray, label: np.ndarray) -> Step:
-    """PyTorch, eager, channels-last."""
+def torch_training(given: Given, compiled: bool = False) -> Training:
+    """PyTorch, channels-last; eager, or compiled by `torch.compile`."""
     import torch
     from torch import nn
 
-    net, outputs = torch_network(network, weights), weights[-1].size
-    x = torch.from_numpy(image).permute(0, 4, 1, 2, 3).to(memory_format=torch.channels_last_3d)
-    y = torch.from_numpy(label).long()
-    optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=DECAY)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cuda = device.type == "cuda"
+    torch.backends.cudnn.benchmark = True
+    outputs = given.weights[-1].size
+    net = torch_network(given.network, given.weights).to(device)
+    x = torch.from_numpy(given.image).permute(0, 4, 1, 2, 3).to(device)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    y = torch.from_numpy(given.label).long().to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=DECAY, fused=cuda)
 
-    def step() -> float:
-        optimizer.zero_grad()
-        logits = net(x)
+    def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=given.dtype == "bfloat16"):
+            logits = net(x)
+        logits = logits.float()
         truth = nn.functional.one_hot(y, outputs).permute(0, 4, 1, 2, 3)
         p, space = logits.softmax(1), (2, 3, 4)
         dice = (2 * (p * truth).sum(space) + 1) / (p.sum(space) + truth.sum(space) + 1)
-        loss = nn.functional.cross_entropy(logits, y) + 1 - dice[:, 1:].mean()
+        return nn.functional.cross_entropy(logits, y) + 1 - dice[:, 1:].mean()
+
+    forward = torch.compile(loss_of) if compiled else loss_of
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = forward(x, y)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), CLIP)
         optimizer.step()
+        return loss.detach()
+
+    def run(steps: int) -> float:
+        for _ in range(steps):
+            loss = step()
+        if cuda:
+            torch.cuda.synchronize()
         return loss.item()
 
-    return step
+    if cuda:
+        return Training(run, "gpu", torch.cuda.max_memory_allocated)
+    return Training(run)
+
+
+def torch_compiled_training(given: Given) -> Training:
+    """The same, compiled."""
+    return torch_training(given, compiled=True)
 
 
 def keras_network(
@@ -138,69 +230,139 @@ def keras_network(
     return model
 
 
-def keras_step(network: str, weights: Arrays, image: np.ndarray, label: np.ndarray) -> Step:
+def keras_training(given: Given) -> Training:
     """Keras 3 on the backend that `KERAS_BACKEND` names, by `train_on_batch`."""
     import keras
     from keras import ops
 
-    model, outputs = keras_network(network, weights, image.shape[1:]), weights[-1].size
+    if given.dtype == "bfloat16":
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    model = keras_network(given.network, given.weights, given.image.shape[1:])
+    outputs = given.weights[-1].size
 
     def loss(truth: object, logits: object) -> object:
-        truth, logs = ops.one_hot(truth, outputs), ops.log_softmax(logits)
+        logs = ops.log_softmax(ops.cast(logits, "float32"))
+        truth = ops.one_hot(truth, outputs)
         p, space = ops.exp(logs), (1, 2, 3)
         dice = 2 * ops.sum(p * truth, space) + 1
         dice /= ops.sum(p, space) + ops.sum(truth, space) + 1
         return 1 - ops.mean(dice[:, 1:]) - ops.mean(ops.sum(truth * logs, -1))
 
     optimizer = keras.optimizers.AdamW(RATE, weight_decay=DECAY, global_clipnorm=CLIP)
+    platform, memory = keras_device()
     # TensorFlow's own kernels are faster on CPUs than its XLA, Keras's default.
-    model.compile(optimizer, loss, jit_compile=keras.backend.backend() == "jax")
-    target = label.astype(np.int32)
-    return lambda: float(model.train_on_batch(image, target))
+    xla = platform != "cpu" or keras.backend.backend() == "jax"
+    model.compile(optimizer, loss, jit_compile=xla)
+    image, label = map(ops.convert_to_tensor, (given.image, given.label.astype(np.int32)))
+
+    def run(steps: int) -> float:
+        model.reset_metrics()  # or the loss is a mean over all steps so far
+        for _ in range(steps):
+            found = model.train_on_batch(image, label)  # waits for the loss
+        return float(found)
+
+    return Training(run, platform, memory)
 
 
-def voxtune_step(network: str, weights: Arrays, image: np.ndarray, label: np.ndarray) -> Step:
-    """voxtune's own step, whose augmentation and metrics come on top."""
-    from voxtune.benchmarks.step import CASES, own_step
+def keras_device() -> tuple[str, Callable[[], int]]:
+    """What Keras's backend computes on, and what tells the most memory that it held, bytes."""
+    if os.environ["KERAS_BACKEND"] == "jax":
+        import jax
 
-    return own_step(CASES[network], weights, image, label)
+        return jax.default_backend(), jax_peak
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return "gpu", lambda: tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    return "cpu", process_peak
 
 
-FRAMEWORKS: dict[str, tuple[Callable[..., Step], tuple[str, ...]]] = {
-    "voxtune": (voxtune_step, ("voxtune", "jax")),
-    "PyTorch": (torch_step, ("torch",)),
-    "Keras-TensorFlow": (keras_step, ("keras", "tensorflow")),
-    "Keras-JAX": (keras_step, ("keras", "jax")),
+def jax_peak() -> int:
+    """The most memory that one of JAX's devices has held, or this process, bytes."""
+    import jax
+
+    stats = [each.memory_stats() or {} for each in jax.local_devices()]
+    return max(each.get("peak_bytes_in_use", 0) for each in stats) or process_peak()
+
+
+# What makes a training, and the modules that it needs, of which the last is Keras's backend.
+PEERS: dict[str, tuple[Callable[[Given], Training], tuple[str, ...]]] = {
+    "PyTorch": (torch_training, ("torch",)),
+    "PyTorch compiled": (torch_compiled_training, ("torch",)),
+    "Keras-TensorFlow": (keras_training, ("keras", "tensorflow")),
+    "Keras-JAX": (keras_training, ("keras", "jax")),
 }
 
 
-def main() -> None:
-    """Takes turns with its parent."""
+def problem_of(error: Exception) -> str | None:
+    """What a framework raised, in words, where that is a result; None where something broke."""
+    if isinstance(error, MemoryError) or re.search(TOO_LITTLE, str(error)):
+        return "out of memory"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"torch.compile fails: {str(error).strip().splitlines()[0]}"
+    return None
+
+
+class RefusalError(Exception):
+    """A program cannot do this case, for what it says."""
+
+
+def take_turns(
+    needed: Sequence[str], make: Callable[[], Training], variables: Mapping[str, str]
+) -> None:
+    """Says what it is, and trains when told to, as the module says.
+
+    Args:
+        needed: modules whose versions are told.
+        make: what trains, once they are there.
+        variables: that libraries heed.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    framework, network, file = sys.argv[1:]
-    make, needed = FRAMEWORKS[framework]
-    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": needed[-1], "JAX_PLATFORMS": "cpu"}
+    # Nothing is taken that was compiled before: how long that takes is told apart.
+    os.environ |= {"JAX_ENABLE_COMPILATION_CACHE": "false", **variables}
 
     def answer(**values: object) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
     try:
         modules = [importlib.import_module(name) for name in needed]
-    except ImportError as error:
+        training = make()
+    except (ImportError, RefusalError) as error:
         answer(missing=str(error))
         return
-    with np.load(file) as arrays:
-        weights = [arrays[f"weight{number}"] for number in range(len(arrays.files) - 2)]
-        step = make(network, weights, arrays["image"], arrays["label"])
     versions = [
         f"{each.__name__} {each.__version__}" for each in modules if hasattr(each, "__version__")
     ]
-    answer(version=", ".join(versions), parameters=sum(each.size for each in weights))
-    for _ in sys.stdin:
+    answer(version=", ".join(versions), platform=training.platform, **training.about)
+    steps = 1
+    for number, _ in enumerate(sys.stdin):
         began = time.perf_counter()
-        loss = step()
-        answer(seconds=time.perf_counter() - began, loss=loss)
+        try:
+            loss = training.run(steps)
+        except Exception as error:  # each framework has its own
+            problem = problem_of(error)
+            if problem is None:
+                raise
+            answer(problem=problem)
+            return
+        seconds = (time.perf_counter() - began) / steps
+        found = {"seconds": seconds, "loss": loss, "memory": training.memory()}
+        answer(**found, **({} if training.floor is None else {"floor": training.floor()}))
+        if number == 1:  # which neither compiles nor counts
+            steps = min(max(1, round(TURN / seconds)), MOST)
+
+
+def main() -> None:
+    """Takes turns with its parent."""
+    program, network, file, dtype = sys.argv[1:]
+    make, needed = PEERS[program]
+    variables = {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "KERAS_BACKEND": needed[-1],
+        "TORCHINDUCTOR_CACHE_DIR": f"{file}.inductor",
+    }
+    take_turns(needed, lambda: make(Given.read(network, file, dtype)), variables)
 
 
 if __name__ == "__main__":

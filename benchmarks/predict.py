@@ -1,159 +1,240 @@
-"""Times voxtune's prediction beside other frameworks': `python -m voxtune.benchmarks.predict`.
+"""The suite `predict`: whole scans, beside Keras in one pass and MONAI by windows.
 
-Peers live in environments of their own, or in one:
+Each framework has a process of its own (`predict_peer.py`) with the same network, weights and scan:
+brainchop's MeshNet of 18 classes and Nobrainer's U-Net of one, with random weights. Two ways of
+running them are measured:
 
-    python3 -m venv keras
-    keras/bin/pip install tensorflow-cpu 'keras>=3.10' jax nibabel
-    python3 -m venv torch
-    torch/bin/pip install torch monai nibabel
-    python -m voxtune.benchmarks.predict --keras-python keras/bin/python --torch-python \
-        torch/bin/python
+- in one pass over the whole scan: `voxtune predict --block full`, and `model.predict` of Keras;
+- by windows that overlap by a quarter, weighted by a Gaussian: `voxtune predict`, and
+  `sliding_window_inference` of MONAI.
 
-Each framework has a process of its own (`predict_peer.py`) with the same network, weights and scan,
-on the CPU: brainchop's MeshNet of 18 classes and Nobrainer's U-Net of one, with random weights.
-Two ways of running them are measured:
-
-- in one pass over the whole volume: `voxtune predict --block full`, and `model.predict` of Keras;
-- by windows of 128³ that overlap by a quarter, weighted by a Gaussian: `voxtune predict`, and
-  `sliding_window_inference` of MONAI. Up to 128³ that is one window.
-
-"compute" is from the scaled image in memory to the probabilities in memory; "end to end" is from
-one NIfTI file to another: reading, scaling, computing, choosing classes and writing. Programs take
-turns, so that a busy machine slows all of them; the table holds medians, without each program's
-first turn where there are several. That they compute the same is checked on a small cube first.
+"compute" is from the scaled image in memory to the probabilities on the device; "end to end" is
+from one NIfTI file to another: reading, scaling, computing, choosing classes and writing. That
+programs compute the same is checked on a small cube first.
 """
 
-import argparse
-import shutil
+import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from typing import Any
 
+import jax
 import nibabel as nib
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 from scipy import ndimage
 
-from voxtune.benchmarks.child import Child, LateError, start
-from voxtune.benchmarks.predict_peer import CHECK
-from voxtune.benchmarks.step import Case, keras_weights, machine
+from voxtune.benchmarks.device import device, environment, keep_to_cpu
+from voxtune.benchmarks.measurement import Measurement, Work
+from voxtune.benchmarks.nets import NETS, Net, keras_weights
+from voxtune.benchmarks.predict_peer import CHECK, OVERLAP
+from voxtune.benchmarks.program import PAUSE, STARTING, Program, running, take_turns
+from voxtune.engine import config
 from voxtune.engine.contract import Contract
+from voxtune.engine.memory import available_memory
 from voxtune.engine.model_dir import LabelClass, ModelSpec, write_model
-from voxtune.models.families import build
+from voxtune.engine.step import split
+from voxtune.engine.tiling import tiles
+from voxtune.models.errors import InputError
+from voxtune.models.families import abstract, build
+from voxtune.models.flops import flops
 from voxtune.models.parameters import by_path
 
-OWN, BY_WINDOWS = "voxtune", "voxtune-windows"
-PAUSE = 0.3  # seconds between turns, for threads that wait for work to fall asleep
-STARTING = 600  # seconds that a program may take to load
-MESHNET = {"outputs": 18, "activation": "elu", "norm": None}
-CASES = {
-    "meshnet": Case("brainchop MeshNet, 18 classes", "meshnet", MESHNET, (1, 32, 32, 32)),
-    "unet": Case("Nobrainer U-Net", "unet", {"outputs": 1}, (1, 32, 32, 32)),
+OWN = "voxtune"
+NETWORKS = {
+    "meshnet": dataclasses.replace(
+        NETS["meshnet"],
+        title="brainchop MeshNet, 18 classes",
+        arguments={**NETS["meshnet"].arguments, "outputs": 18},
+    ),
+    "unet": dataclasses.replace(NETS["unet"], arguments={**NETS["unet"].arguments, "outputs": 1}),
 }
-WAYS = {
-    "whole": (OWN, "Keras-TensorFlow", "Keras-JAX"),
-    "windows": (BY_WINDOWS, "MONAI"),
+# Way → program → kind of its environment.
+PEERS: dict[str, dict[str, str]] = {
+    "one pass": {"Keras-TensorFlow": "keras", "Keras-JAX": "keras"},
+    "windows": {"MONAI": "torch"},
 }
+PARTS = {"compute": "compute", "end to end": "seconds"}  # of a turn → what programs call it
+EDGES = {"cpu": (96, 48), "gpu": (256, 128)}  # of the scan, voxels; and of a quick one
+MULTIPLE = 16  # of which edges are, so that no program has to pad
+LARGEST = 128  # edge of windows, voxels
+QUICK_TURNS = 3
+LATE = 5.0  # a peer is stopped that takes so many times as long as voxtune
+CLOSE = 1e-3  # of probabilities
 
 
-@dataclass
-class Program(Child):
-    """A framework that predicts in its process, see `predict_peer.py`.
-
-    Attributes:
-        compute: seconds of each turn's computation.
-        whole: seconds of each turn, end to end.
-        peak: the most memory that it held, GiB.
-        problem: why it took no further turns.
-    """
-
-    compute: list[float] = field(default_factory=list)
-    whole: list[float] = field(default_factory=list)
-    peak: float = 0.0
-    problem: str = ""
-
-    def load(self) -> None:
-        """Waits until it is ready."""
-        self.hello = self.listen(STARTING)
-        if "missing" in self.hello:
-            self.problem = self.hello["missing"]
-
-    def turn(self, limit: float | None) -> None:
-        """Has it predict the scan; where that fails, it takes no further turns."""
-        try:
-            found = self.ask("predict", limit)
-        except LateError:
-            self.problem = f"stopped after {limit:.0f} s"
-            return
-        except RuntimeError:
-            status = self.process.wait()
-            if status >= 0:
-                raise
-            # Linux ends what takes too much memory with 9; some end themselves, with 6.
-            self.problem = "out of memory" if status == -9 else f"ended by signal {-status}"
-            return
-        if "problem" in found:
-            self.problem = found["problem"]
-            self.end()
-            return
-        self.compute.append(found["compute"])
-        self.whole.append(found["whole"])
-        self.peak = found["peak"]
-        time.sleep(PAUSE)
-
-    def medians(self) -> tuple[float, float]:
-        """Of compute and of whole, seconds; without the first turn, if there are several."""
-        first = len(self.whole) > 1
-        return median(self.compute[first:]), median(self.whole[first:])
-
-
-def scan_of(edge: int) -> np.ndarray:
-    """Smooth structures with noise, int16 `[edge, edge, edge]`."""
-    rng = np.random.default_rng(0)
-    coarse = rng.normal(size=(max(2, edge // 16),) * 3)
-    smooth = ndimage.zoom(coarse, edge / coarse.shape[0], order=1)
-    noisy = 400 + 150 * smooth + rng.normal(scale=10, size=smooth.shape)
-    return noisy.clip(0, 1000).astype(np.int16)
-
-
-def prepare(case: Case, edge: int, folder: Path) -> None:
-    """Writes what programs need: weights, model directory, scan, and a cube to check."""
-    weights = keras_weights(case)
-    np.savez(
-        folder / "weights.npz",
-        allow_pickle=False,
-        **{f"weight{n}": each for n, each in enumerate(weights)},
-    )
-    network = build(case.family, case.arguments)  # of the same seed as the weights
-    outputs = case.arguments["outputs"]
-    classes = tuple(LabelClass(value, f"class {value}") for value in range(max(2, outputs)))
-    activation = "sigmoid" if outputs == 1 else "softmax"
-    contract = Contract("RAS", (1.0, 1.0, 1.0), "minmax", (32, 32, 32))
-    spec = ModelSpec(case.family, case.arguments, activation, classes, contract)
-    write_model(folder / "model", spec, by_path(network), history={})
-    nib.save(nib.Nifti1Image(scan_of(edge), np.eye(4)), folder / "scan.nii.gz")
-    np.save(folder / "check.npy", scan_of(CHECK).astype(np.float32) / 1000)
-
-
-def check(folder: Path, programs: Sequence[Program]) -> None:
-    """Makes sure that programs make the same of a cube.
+def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Measurement]:
+    """Measures each network in both ways.
 
     Raises:
-        RuntimeError: one does not.
+        InputError: the scan's edge is none that all programs take.
     """
-    expected, *others = (np.load(folder / f"{each.name}.npy") for each in programs)
-    for program, found in zip(programs[1:], others, strict=True):
-        difference = float(np.abs(found - expected).max())
-        if not difference < 1e-3:
-            raise RuntimeError(
-                f"{program.name} does not compute what {programs[0].name} does: probabilities "
-                f"differ by {difference:.1e}"
-            )
+    keep_to_cpu()
+    platform = device().platform
+    edge = given.scan or EDGES.get(platform, EDGES["gpu"])[given.quick]
+    if edge % MULTIPLE or edge < 2 * MULTIPLE:
+        raise InputError(
+            f"--scan {edge} is not a multiple of {MULTIPLE} voxels, {2 * MULTIPLE} or more, as all "
+            "networks and programs take it; give such an edge."
+        )
+    turns = min(given.turns, QUICK_TURNS) if given.quick else given.turns
+    for network in given.networks:
+        with tempfile.TemporaryDirectory() as place:
+            prepare(NETWORKS[network], edge, Path(place), bool(peers))
+            for way in PEERS:
+                yield from Case(network, way, edge, platform, Path(place), turns).measured(peers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network that predicts a scan in one way.
+
+    Attributes:
+        network: a key of `NETWORKS`.
+        way: a key of `PEERS`.
+        edge: of the scan, voxels.
+        platform: what computes, as JAX names it.
+        folder: see `prepare`.
+        turns: of each program that count.
+    """
+
+    network: str
+    way: str
+    edge: int
+    platform: str
+    folder: Path
+    turns: int
+
+    @property
+    def window(self) -> int:
+        """Edge of the windows, voxels: two thirds of the scan, or less; 0 for one pass."""
+        return 0 if self.way == "one pass" else window_of(self.edge)
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        way = f"by windows of {self.window}³" if self.window else "in one pass"
+        return f"{NETWORKS[self.network].title}, {self.edge}³ {way}"
+
+    def measured(self, peers: Mapping[str, Path]) -> Iterator[Measurement]:
+        """All programs' measurements, of the computation and from end to end."""
+        pythons = {name: peers[kind] for name, kind in PEERS[self.way].items() if kind in peers}
+        with running() as programs:
+            own = self._add(programs, OWN, sys.executable)
+            free = own.hello.get("room") or available_memory()
+            if not own.problem:
+                own.turn(STARTING)
+            together = fit_together(own, 1 + len(pythons), free)
+            if not together:
+                alone(own, self.turns)
+            for name, python in pythons.items():
+                peer = self._add(programs, name, python)
+                if not together:
+                    alone(peer, self.turns, own)
+            if together:  # voxtune has had its first turn; without peers it needs no other such
+                rounds = self.turns if pythons else self.turns - 1
+                take_turns(programs, rounds, warm=0, late=LATE)
+        yield from self._found(programs, together)
+
+    def _add(self, programs: list[Program], name: str, python: str | Path) -> Program:
+        """One more program, which has loaded and computes what voxtune does, or has a problem."""
+        arguments = (name, self.network, str(self.folder), str(self.window))
+        program = Program.start(
+            *(name, python, "predict_peer.py", *arguments), environment=environment(self.platform)
+        )
+        programs.append(program)
+        program.load()
+        if name != OWN and not program.problem:
+            program.problem = difference(program, self.platform, self.folder)
+            if program.problem:
+                program.end()
+        return program
+
+    def _found(self, programs: Sequence[Program], together: bool) -> Iterator[Measurement]:
+        settings = {
+            "network": self.network,
+            "scan": self.edge,
+            **({"window": self.window} if self.window else {}),
+            "interleaved": together,
+        }
+        work = work_of(NETWORKS[self.network], self.edge, self.window)
+        own, *others = programs
+        values = {
+            peer.name: {"agreement": agreement(self.folder, own.name, peer.name)}
+            for peer in others
+            if not own.problem and not peer.problem
+        }
+        for part, key in PARTS.items():
+            for program in programs:
+                about: dict[str, Any] = {
+                    "suite": "predict",
+                    "case": f"{self.title}, {part}",
+                    "program": program.name,
+                    "settings": {**settings, "part": part},
+                    "work": work,
+                    "version": program.hello.get("version", ""),
+                }
+                if program.problem:
+                    yield Measurement(**about, problem=program.problem)
+                    continue
+                last = program.turns[-self.turns :]
+                yield Measurement(
+                    **about,
+                    seconds=tuple(each[key] for each in last),
+                    first=program.turns[0][key],
+                    floors=tuple(each["floor"] for each in last if "floor" in each),
+                    memory=max(each["memory"] for each in program.turns),
+                    values=values.get(program.name, {}),
+                )
+
+
+def window_of(edge: int) -> int:
+    """Edge of the windows over a scan, voxels: what networks are trained with, or less."""
+    return min(LARGEST, edge * 2 // 3 // MULTIPLE * MULTIPLE)
+
+
+def fit_together(own: Program, programs: int, free: int | None) -> bool:
+    """Whether so many programs can lie in memory beside one another, if all take as much as one.
+
+    Args:
+        own: that one, which has had a turn.
+        programs: how many, with that.
+        free: bytes that the device has, or on a CPU the machine; None where nobody knows.
+    """
+    if programs == 1 or free is None:
+        return True
+    return bool(own.turns) and programs * own.turns[-1]["memory"] <= free
+
+
+def alone(program: Program, turns: int, own: Program | None = None) -> None:
+    """Has a program take its turns without others, and ends it.
+
+    Args:
+        program: one that is ready.
+        turns: of it that count; one that may compile comes first.
+        own: the one that has had its turns, and that it is stopped after, if far too late.
+    """
+    for number in range(1 + turns):
+        if not program.problem:
+            fastest = min((each["seconds"] for each in own.turns), default=None) if own else None
+            program.turn(LATE * fastest if number and fastest else STARTING)
+            time.sleep(PAUSE)
+    program.end()
+
+
+def difference(peer: Program, platform: str, folder: Path) -> str:
+    """Why a peer is not measured: it does not do what voxtune does. Empty where it does."""
+    if peer.hello["platform"] != platform:
+        return f"it computes on the {peer.hello['platform']}, voxtune on the {platform}"
+    if not (folder / f"{OWN}.npy").exists():
+        return "nothing to compare with"
+    expected, found = (np.load(folder / f"{name}.npy") for name in (OWN, peer.name))
+    furthest = float(np.abs(found - expected).max())
+    if furthest < CLOSE:
+        return ""
+    return f"does not compute what voxtune does: probabilities differ by {furthest:.1e}"
 
 
 def agreement(folder: Path, first: str, second: str) -> float:
@@ -165,126 +246,39 @@ def agreement(folder: Path, first: str, second: str) -> float:
     return float((one == other).mean())
 
 
-def measure(
-    names: Sequence[str],
-    pythons: dict[str, str],
-    network: str,
-    folder: Path,
-    turns: int,
-    late: float,
-) -> list[Program]:
-    """Has programs of one way take turns; the first is voxtune.
-
-    Args:
-        names: of the programs.
-        pythons: interpreter of each peer.
-        network: a key of `CASES`.
-        folder: see `prepare`.
-        turns: of each program.
-        late: a peer is stopped that takes so many times as long as voxtune.
-    """
-    programs: list[Program] = []
-    try:
-        for name in names:
-            interpreter = pythons.get(name, sys.executable)
-            process = start(interpreter, "predict_peer.py", name, network, str(folder))
-            programs.append(Program(name, process))
-            programs[-1].load()
-        check(folder, [each for each in programs if not each.problem])
-        for _ in range(turns):
-            for program in programs:
-                own = programs[0].whole
-                if not program.problem:
-                    limit = None if program.name == names[0] or not own else late * min(own)
-                    program.turn(limit)
-    finally:
-        for program in programs:
-            program.end()
-    return programs
+def work_of(net: Net, edge: int, window: int) -> Work:
+    """Of predicting one scan."""
+    apply, params, statistics = split(abstract(net.family, dict(net.arguments)))
+    image = jax.ShapeDtypeStruct((1, *(window or edge,) * 3, 1), np.float32)
+    each = flops(lambda *given: apply(*given)[0], params, statistics, image)
+    windows = len(tiles((edge,) * 3, (window,) * 3, OVERLAP)) if window else 1
+    return Work(blocks=1, voxels=edge**3, flops=windows * each)
 
 
-def rows(programs: Sequence[Program], folder: Path) -> list[tuple[str, ...]]:
-    """Of the table: program, compute, end to end, voxtune's gain in both, memory, agreement."""
-    own = programs[0].medians() if programs[0].whole else None
-    found: list[tuple[str, ...]] = []
-    for program in programs:
-        if not program.whole:
-            found.append((program.name, program.problem, "", "", "", ""))
-            continue
-        seconds = program.medians()
-        gains = [each / mine for each, mine in zip(seconds, own or (np.nan, np.nan), strict=True)]
-        same = agreement(folder, programs[0].name, program.name) if own else np.nan
-        found.append(
-            (
-                program.name,
-                f"{seconds[0]:.2f} s",
-                f"{seconds[1]:.2f} s",
-                f"{gains[0]:.2f} / {gains[1]:.2f}",
-                f"{program.peak:.1f} ({program.hello['before']:.1f}) GiB",
-                f"{same:.2%}",
-            )
-        )
-    return found
-
-
-def parser() -> argparse.ArgumentParser:
-    """Of the options."""
-    made = argparse.ArgumentParser(
-        prog="voxtune.benchmarks.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def prepare(net: Net, edge: int, folder: Path, checked: bool) -> None:
+    """Writes what programs need: weights, model directory, scan, and if wanted a cube to check."""
+    weights = keras_weights(net)
+    np.savez(
+        folder / "weights.npz",
+        allow_pickle=False,
+        **{f"weight{n}": each for n, each in enumerate(weights)},
     )
-    made.add_argument("--python", help="of an environment with all peers")
-    made.add_argument("--keras-python", help="of Keras's environment")
-    made.add_argument("--torch-python", help="of PyTorch's and MONAI's environment")
-    made.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
-    made.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    made.add_argument("--size", type=int, default=256, help="edge of the scan, voxels")
-    made.add_argument("--turns", type=int, default=3, help="of each program that takes the whole")
-    made.add_argument("--window-turns", type=int, default=1, help="of each that takes windows")
-    made.add_argument(
-        "--late", type=float, default=2.5, help="stop a peer after so many times voxtune's time"
-    )
-    return made
+    network = build(net.family, dict(net.arguments))  # of the same seed as the weights
+    outputs = net.arguments["outputs"]
+    classes = tuple(LabelClass(value, f"class {value}") for value in range(max(2, outputs)))
+    activation = "sigmoid" if outputs == 1 else "softmax"
+    contract = Contract("RAS", (1.0, 1.0, 1.0), "minmax", (32, 32, 32))
+    spec = ModelSpec(net.family, dict(net.arguments), activation, classes, contract)
+    write_model(folder / "model", spec, by_path(network), history={})
+    nib.save(nib.Nifti1Image(scan_of(edge), np.eye(4)), folder / "scan.nii.gz")
+    if checked:
+        np.save(folder / "check.npy", scan_of(CHECK).astype(np.float32) / 1000)
 
 
-def main() -> None:
-    """Prints the table."""
-    options = parser()
-    given = options.parse_args()
-    anywhere = given.python or sys.executable
-    keras, torch = given.keras_python or anywhere, given.torch_python or anywhere
-    for python in (keras, torch):
-        if shutil.which(python) is None:
-            options.error(
-                f"there is no {python}; see `python -m voxtune.benchmarks.predict --help`"
-            )
-    pythons = {"Keras-TensorFlow": keras, "Keras-JAX": keras, "MONAI": torch}
-    table = Table(title=f"Prediction of {given.size}³ voxels on the CPU, {machine()}")
-    columns = ("network", "program", "compute", "end to end", "voxtune is faster by", "memory")
-    for column in (*columns, "same labels"):
-        table.add_column(column, justify="left" if column in columns[:2] else "right")
-    lines: dict[str, None] = {}
-    for network in given.networks:
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
-            prepare(CASES[network], given.size, folder)
-            for way in given.ways:
-                names = list(WAYS[way])
-                turns = given.turns if way == "whole" else given.window_turns
-                programs = measure(names, pythons, network, folder, turns, given.late)
-                for number, row in enumerate(rows(programs, folder)):
-                    print(*row, sep="  ", file=sys.stderr)  # which stays, whatever comes later
-                    table.add_row("" if number else f"{CASES[network].title}, {way}", *row)
-                for each in programs:
-                    lines |= {f"{each.name}: {each.hello.get('version', each.problem)}": None}
-                table.add_section()
-                print(f"{CASES[network].title}, {way}: done", file=sys.stderr)
-    table.caption = "memory: the most, and in brackets that of the program before it began"
-    console = Console(width=130)
-    console.print(table)
-    console.print("\n".join(lines))
-
-
-if __name__ == "__main__":
-    main()
+def scan_of(edge: int) -> np.ndarray:
+    """Smooth structures with noise, int16 `[edge, edge, edge]`."""
+    rng = np.random.default_rng(0)
+    coarse = rng.normal(size=(max(2, edge // 16),) * 3)
+    smooth = ndimage.zoom(coarse, edge / coarse.shape[0], order=1)
+    noisy = 400 + 150 * smooth + rng.normal(scale=10, size=smooth.shape)
+    return noisy.clip(0, 1000).astype(np.int16)

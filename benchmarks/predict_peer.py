@@ -3,39 +3,69 @@
 It needs nothing but the framework, NumPy and nibabel, for it runs in an environment that has no
 voxtune. Weights come from a file, networks are those of `peer.py`.
 
-    predict_peer.py PROGRAM NETWORK FOLDER
+    predict_peer.py PROGRAM NETWORK FOLDER [WINDOW]
 
-writes a line of JSON with what it loaded, and saves as PROGRAM.npy what the network makes of
-check.npy. Then, for each line on standard input, it predicts scan.nii.gz, writes its labels as
-PROGRAM.nii.gz, and answers with seconds end to end, those of the computation alone, and the most
-memory that the process has held so far.
+predicts by windows of that edge, or without one in one pass. It writes a line of JSON with what it
+loaded, and saves as PROGRAM.npy what the network makes of check.npy, where that is there, in
+float32 throughout. Then, for each line on standard input, it predicts scan.nii.gz, writes its
+labels as PROGRAM.nii.gz, and answers with `seconds` end to end, those of the computation alone,
+`compute`, and the most `memory` that the device has held so far, or on a CPU the process, bytes.
+
+What computes is what JAX finds, or the GPU where a framework has one. There PyTorch is compiled and
+computes in bfloat16 where its autocast does, JAX and TensorFlow in TF32 as they do unless told
+otherwise.
 """
 
 import importlib
 import json
 import os
-import resource
 import runpy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-WINDOW, OVERLAP = 128, 0.25
+OVERLAP = 0.25
 CHECK = 32  # edge of what is predicted first, voxels
 PEER = runpy.run_path(str(Path(__file__).with_name("peer.py")))
-GIB = 2**30
+process_peak, jax_peak = PEER["process_peak"], PEER["jax_peak"]
 
-# `[D, H, W]` → probabilities `[D, H, W, K]`, of which there is one for a sigmoid; in the memory of
-# the process when it returns.
+# `[D, H, W]` → probabilities `[D, H, W, K]`, of which there is one for a sigmoid; computed when it
+# returns.
 Network = Callable[[np.ndarray], Any]
-Prediction = Callable[[], float]  # predicts the scan, gives the seconds of the computation alone
 
 
-def of_network(network: Network, folder: Path, name: str) -> Prediction:
+@dataclass(frozen=True)
+class Framework:
+    """A framework that holds a network.
+
+    Attributes:
+        check: the network, of a cube whose edge is `CHECK`.
+        predict: predicts the scan, gives the seconds of the computation alone.
+        platform: what computes, `cpu` or as JAX names it.
+        memory: the most that was held so far, bytes.
+        exact: within it float32 is float32.
+        floor: FLOP/s of the device in a product of float32 matrices, measured now; of voxtune's.
+        room: bytes that the device has; None where it does not say.
+        notes: what belongs to the version.
+    """
+
+    check: Network
+    predict: Callable[[], float]
+    platform: str = "cpu"
+    memory: Callable[[], int] = process_peak
+    exact: Callable[[], AbstractContextManager[None]] = nullcontext
+    floor: Callable[[], float] | None = None
+    room: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def of_network(network: Network, folder: Path, name: str) -> Callable[[], float]:
     """Reads, scales to [0, 1], predicts and writes a scan as one does with NumPy and nibabel."""
     import nibabel as nib
 
@@ -50,6 +80,8 @@ def of_network(network: Network, folder: Path, name: str) -> Prediction:
             labels = probabilities[..., 0] > 0.5
         else:
             labels = probabilities.argmax(-1)
+        if hasattr(labels, "cpu"):  # PyTorch's, which may lie on a GPU
+            labels = labels.byte().cpu()
         labels = np.asarray(labels).astype(np.uint8)
         nib.save(nib.Nifti1Image(labels, scan.affine), folder / f"{name}.nii.gz")
         return seconds
@@ -57,62 +89,113 @@ def of_network(network: Network, folder: Path, name: str) -> Prediction:
     return predict
 
 
-def keras(network: str, weights: Any, folder: Path, name: str) -> tuple[Network, Prediction]:
-    """Keras 3 by `predict`, the whole volume at once."""
+def keras(network: str, weights: Any, folder: Path, name: str, window: int) -> Framework:
+    """Keras 3 by `predict`, the whole volume at once; on a GPU it copies the result to the host."""
+    import nibabel as nib
 
     def made(shape: tuple[int, ...]) -> Network:
         activation = "sigmoid" if weights[-1].size == 1 else "softmax"
         model = PEER["keras_network"](network, weights, (*shape, 1), activation)
         # TensorFlow's own kernels are faster on CPUs than its XLA, Keras's default.
-        model.compile(jit_compile=os.environ["KERAS_BACKEND"] == "jax")
+        model.compile(jit_compile=on_jax if platform == "cpu" else "auto")
         return lambda image: model.predict(image[None, ..., None], verbose=0)[0]
 
-    import nibabel as nib
+    on_jax = name == "Keras-JAX"
+    platform, memory = PEER["keras_device"]()
+    exact = jax_exact if on_jax else tensorflow_exact
+    scan: Any = nib.load(folder / "scan.nii.gz")
+    predict = of_network(made(scan.shape), folder, name)
+    return Framework(made((CHECK,) * 3), predict, platform, memory, exact)
 
-    shape: Any = nib.load(folder / "scan.nii.gz")
-    return made((CHECK,) * 3), of_network(made(shape.shape), folder, name)
+
+def jax_exact() -> AbstractContextManager[None]:
+    """Within it JAX's float32 is float32."""
+    import jax
+
+    return jax.default_matmul_precision("highest")
 
 
-def monai(network: str, weights: Any, folder: Path, name: str) -> tuple[Network, Prediction]:
-    """PyTorch, eager, channels-last, by MONAI's `sliding_window_inference`."""
+@contextmanager
+def tensorflow_exact() -> Iterator[None]:
+    """Within it TensorFlow's is."""
+    import tensorflow as tf
+
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    yield
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+
+
+def monai(network: str, weights: Any, folder: Path, name: str, window: int) -> Framework:
+    """PyTorch, channels-last, by MONAI's `sliding_window_inference`; eager on a CPU."""
     import torch
     from monai.inferers import sliding_window_inference
 
-    layers = PEER["torch_network"](network, weights).eval()
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    torch.backends.cudnn.allow_tf32 = False  # while float32 is compared
+    torch.backends.cudnn.benchmark = True
+    layers = PEER["torch_network"](network, weights).eval().to(device)
+    fast = compiled(layers, window) if cuda else layers
+    notes = ("bfloat16 autocast", "eager" if fast is layers else "compiled") if cuda else ()
     last = torch.sigmoid if weights[-1].size == 1 else lambda logits: logits.softmax(1)
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        return last(layers(x.contiguous(memory_format=torch.channels_last_3d)))
+    def on_device(image: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(image)[None, None].to(device)
 
-    def whole(image: np.ndarray) -> torch.Tensor:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+            logits = fast(x.contiguous(memory_format=torch.channels_last_3d))
+        return last(logits.float())
+
+    def check(image: np.ndarray) -> torch.Tensor:
         with torch.inference_mode():
-            return forward(torch.from_numpy(image)[None, None])[0].movedim(0, -1)
+            x = on_device(image).contiguous(memory_format=torch.channels_last_3d)
+            return last(layers(x))[0].movedim(0, -1).cpu()
 
     def windows(image: np.ndarray) -> torch.Tensor:
+        torch.backends.cudnn.allow_tf32 = True
         with torch.inference_mode():
             found: Any = sliding_window_inference(
-                torch.from_numpy(image)[None, None], WINDOW, 1, forward, OVERLAP, "gaussian"
+                on_device(image), window, 1, forward, OVERLAP, "gaussian"
             )
+        if cuda:
+            torch.cuda.synchronize()
         return found[0].movedim(0, -1)
 
-    return whole, of_network(windows, folder, name)
+    memory = torch.cuda.max_memory_allocated if cuda else process_peak
+    predict = of_network(windows, folder, name)
+    return Framework(check, predict, "gpu" if cuda else "cpu", memory, notes=notes)
 
 
-def voxtune(network: str, weights: Any, folder: Path, name: str) -> tuple[Network, Prediction]:
-    """voxtune, the whole volume at once or by windows."""
+def compiled(layers: Any, window: int) -> Any:
+    """A network of PyTorch's, compiled for a window; itself where this machine cannot do that."""
+    import torch
+
+    fast = torch.compile(layers)
+    x = torch.zeros(1, 1, *(window,) * 3, device="cuda")
+    try:
+        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+            fast(x.contiguous(memory_format=torch.channels_last_3d))
+    except Exception:  # no compiler, no Triton: each has its own
+        return layers
+    return fast
+
+
+def voxtune(network: str, weights: Any, folder: Path, name: str, window: int) -> Framework:
+    """voxtune, the whole volume at once or by windows, on one device."""
     import dataclasses
 
     import jax
+    import jax.numpy as jnp
     import nibabel as nib
 
     from voxtune.engine.options import Segmenting
     from voxtune.engine.predict import load_model
+    from voxtune.engine.speed import product_speed_now
 
-    whole = load_model(folder / "model", options=Segmenting(block="full"))
-    model = whole
-    if name == "voxtune-windows":
-        options = Segmenting(block=(WINDOW,) * 3, overlap=OVERLAP)
-        model = load_model(folder / "model", options=options)
+    one_pass = Segmenting(block="full", mesh="data=1")
+    windows = Segmenting(block=(window,) * 3, mesh="data=1", overlap=OVERLAP)
+    model = load_model(folder / "model", options=windows if window else one_pass)
     spent: list[float] = []
 
     def timed(*given: Any) -> Any:
@@ -127,6 +210,7 @@ def voxtune(network: str, weights: Any, folder: Path, name: str) -> tuple[Networ
     watched = dataclasses.replace(model, predictor=timed)
 
     def check(image: np.ndarray) -> np.ndarray:
+        whole = load_model(folder / "model", options=one_pass)
         found = whole.predictor(whole.members, image[..., None])
         classes = range(found.held.shape[-1])[-weights[-1].size :]  # of a sigmoid the second
         return np.stack([found.channel(index) for index in classes], -1)
@@ -136,22 +220,24 @@ def voxtune(network: str, weights: Any, folder: Path, name: str) -> tuple[Networ
         nib.save(watched.predict(scan), folder / f"{name}.nii.gz")
         return spent[-1]
 
-    return check, predict
+    first = jax.local_devices()[0]
+    return Framework(
+        check,
+        predict,
+        first.platform,
+        jax_peak,
+        jax_exact,
+        lambda: product_speed_now(first, jnp.dtype("float32")),
+        (first.memory_stats() or {}).get("bytes_limit"),
+    )
 
 
-PROGRAMS: dict[str, tuple[Callable[..., tuple[Network, Prediction]], tuple[str, ...]]] = {
+PROGRAMS: dict[str, tuple[Callable[..., Framework], tuple[str, ...]]] = {
     "voxtune": (voxtune, ("voxtune", "jax")),
     "Keras-TensorFlow": (keras, ("keras", "tensorflow")),
     "Keras-JAX": (keras, ("keras", "jax")),
-    "voxtune-windows": (voxtune, ("voxtune", "jax")),
     "MONAI": (monai, ("monai", "torch")),
 }
-
-
-def peak() -> float:
-    """The most memory that this process has held, GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
 def first_to_end() -> None:
@@ -164,10 +250,16 @@ def main() -> None:
     """Takes turns with its parent."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    name, network, place = sys.argv[1:]
-    folder = Path(place)
+    name, network, place, *given = sys.argv[1:]
+    folder, window = Path(place), int(given[0]) if given else 0
     make, needed = PROGRAMS[name]
-    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": needed[-1], "JAX_PLATFORMS": "cpu"}
+    os.environ |= {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "KERAS_BACKEND": needed[-1],
+        # Nothing is taken that was compiled before: how long that takes is told apart.
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+    }
     first_to_end()
 
     def answer(**values: object) -> None:
@@ -178,27 +270,33 @@ def main() -> None:
     except ImportError as error:
         answer(missing=str(error))
         return
-    before = peak()
     with np.load(folder / "weights.npz") as arrays:
         weights = [arrays[f"weight{number}"] for number in range(len(arrays.files))]
-    check, predict = make(network, weights, folder, name)
-    np.save(folder / f"{name}.npy", np.asarray(check(np.load(folder / "check.npy"))))
+    held = make(network, weights, folder, name, window)
+    if (folder / "check.npy").exists():
+        with held.exact():
+            found = held.check(np.load(folder / "check.npy"))
+        np.save(folder / f"{name}.npy", np.asarray(found))
     versions = [
         f"{each.__name__} {each.__version__}"
         for each in modules[:-1]
         if hasattr(each, "__version__")
     ]
-    answer(version=", ".join(versions), before=before)
+    version = ", ".join((*versions, *held.notes))
+    answer(version=version, platform=held.platform, room=held.room)
     for _ in sys.stdin:
         began = time.perf_counter()
         try:
-            seconds = predict()
-        except Exception as error:  # each framework has its own for memory; others are raised
-            if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
+            compute = held.predict()
+        except Exception as error:  # each framework has its own
+            problem = PEER["problem_of"](error)
+            if problem is None:
                 raise
-            answer(problem="out of memory")
-            continue
-        answer(whole=time.perf_counter() - began, compute=seconds, peak=peak())
+            answer(problem=problem)
+            return
+        seconds = time.perf_counter() - began
+        floor = {} if held.floor is None else {"floor": held.floor()}
+        answer(seconds=seconds, compute=compute, memory=held.memory(), **floor)
 
 
 if __name__ == "__main__":

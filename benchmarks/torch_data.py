@@ -1,14 +1,15 @@
-"""The data path of PyTorch and MONAI, timed when asked: a child of `voxtune.benchmarks.data`.
+"""The data path of PyTorch and MONAI, timed when asked: a child of the suite `data`.
 
 It needs torch, monai and nibabel, and no voxtune: it runs in an environment of its own. Scans are
 loaded, z-scored and kept in memory (CacheDataset, with the indices of labelled voxels); an example
 is a block that RandCropByPosNegLabeld cuts, a third of them round a labelled voxel.
 
-    torch_data.py FILE
+    torch_data.py FILE WORKERS
 
-FILE is JSON: `images` and `labels`, paths; `block`; `batch`; `workers`; `seed`. It writes a line of
-JSON with its versions and the shape of a batch, then, for each line `WARM COUNT` on standard input,
-takes WARM batches, and answers with the seconds that COUNT more took.
+FILE is JSON: `images` and `labels`, paths; `edge` of a block; `batch`; `batches`; `seed`. It writes
+a line of JSON with its versions, and shape and types of a batch; then, for each line on standard
+input, takes some batches that do not count, then others for a while, and answers with the seconds
+that `batches` of them took.
 """
 
 import json
@@ -16,6 +17,8 @@ import os
 import sys
 import time
 from pathlib import Path
+
+WARM, LEAST = 12, 0.5  # batches and seconds, as of voxtune
 
 
 def main() -> None:
@@ -35,9 +38,9 @@ def main() -> None:
     except ImportError as error:
         answer(missing=str(error))
         return
-    given = json.loads(Path(sys.argv[1]).read_text())
+    given, workers = json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])
     monai.utils.set_determinism(given["seed"])
-    both, block = ["image", "label"], given["block"]
+    both, block = ["image", "label"], (given["edge"],) * 3
     steps = transforms.Compose(
         [
             transforms.LoadImaged(both),
@@ -64,20 +67,23 @@ def main() -> None:
         cases,
         batch_size=given["batch"],
         sampler=RandomSampler(cases, replacement=True, num_samples=10**9),
-        num_workers=given["workers"],
+        num_workers=workers,
     )
     batches = iter(loader)
-    first = next(batches)["image"]
+    first = next(batches)
     versions = f"torch {torch.__version__}, monai {monai.__version__}"
-    answer(version=versions, shape=list(first.shape))
-    for line in sys.stdin:
-        warm, count = map(int, line.split())
-        for _ in range(warm):
+    types = [str(first[name].dtype).removeprefix("torch.") for name in both]
+    answer(version=versions, shape=list(first["image"].shape), types=types)
+    for _ in sys.stdin:
+        for _ in range(WARM):
             next(batches)
-        began = time.perf_counter()
-        for _ in range(count):
-            next(batches)
-        answer(seconds=time.perf_counter() - began)
+        count, began = given["batches"], time.perf_counter()
+        taken, took = 0, 0.0
+        while took < LEAST:
+            for _ in range(count):
+                next(batches)
+            taken, took = taken + count, time.perf_counter() - began
+        answer(seconds=took * count / taken)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from voxtune.engine.compile_cache import exposed, use_compile_cache
+from voxtune.engine.compile_cache import use_compile_cache
 from voxtune.engine.peaks import known_peak
 from voxtune.engine.speed import copy_speed, product_speed, transfer_speed
+from voxtune.engine.user_caches import exposed
 
 
 def main() -> None:

@@ -31,6 +31,11 @@ _SEVERAL = (
     "--keep",
     "--ensemble",
     "--maps",
+    "--networks",
+    "--blocks",
+    "--batches",
+    "--dtypes",
+    "--remats",
 )
 
 
@@ -276,6 +281,10 @@ def run(command: config.Command, console: Console) -> int:
             subjects = subjects[: max(1, command.rows)]
             draw_predictions(command.predictions_dir, subjects, command.output, command.overwrite)
             console.print(f"wrote {command.output}", highlight=False, soft_wrap=True)
+        case config.Benchmark():
+            from voxtune.benchmarks.benchmark import benchmark
+
+            return 0 if benchmark(command, console) else 1
         case config.Phantom():
             from voxtune.engine.phantom import write_phantoms
 

@@ -317,6 +317,56 @@ class Picture:
     """Replace the PNG file if it is there."""
 
 
+SuiteName = Literal["train", "predict", "data", "scaling", "compile", "convert"]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Measure throughput, beside other frameworks if wanted, and keep it over time."""
+
+    suites: Annotated[Positional[tuple[SuiteName, ...]], arg(metavar="SUITE...")] = (
+        "train",
+        "predict",
+        "data",
+        "scaling",
+        "compile",
+        "convert",
+    )
+    """What to measure: a training step, prediction of whole scans, reading of blocks, training on
+    several devices, the time to a first step, conversion of Keras files."""
+    quick: bool = False
+    """Small cases and few turns: all suites in less than five minutes on two CPU cores."""
+    peers: bool = False
+    """PyTorch, MONAI and Keras take turns with voxtune. The first time, their environments are made
+    in the user's cache folder by pip, which takes minutes and gigabytes."""
+    networks: tuple[Literal["unet", "meshnet"], ...] = ("unet", "meshnet")
+    """Nobrainer's U-Net and brainchop's MeshNet, with random weights."""
+    blocks: Annotated[tuple[int, ...], arg(metavar="INT...")] = ()
+    """Edges of blocks, voxels; by default what suits the device. The suite train measures every
+    combination of what is given here and in the next four; scaling and data take the first."""
+    batches: Annotated[tuple[int, ...], arg(metavar="INT...")] = ()
+    """Blocks that each device takes a step."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ()
+    """What steps compute in."""
+    remats: tuple[Literal["no", "yes"], ...] = ()
+    """Of train: whether levels are computed again instead of kept, which saves memory."""
+    maps: tuple[Literal["jit", "pmap"], ...] = ()
+    """How steps are mapped over devices; of train, jit has one device and pmap all."""
+    scan: Annotated[int | None, arg(metavar="INT")] = None
+    """Of predict: edge of the scan, voxels; by default what suits the device."""
+    store: Annotated[Path | None, arg(metavar="STORE")] = None
+    """Of data: the store that blocks are read from; by default one of phantoms, made for it."""
+    turns: int = 7
+    """Of each program in each case, after those that compile and warm up; fewer with --quick."""
+    history: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder that the results are added to, a JSON line each in a file for each kind of machine."""
+    check: bool = False
+    """Compare with the history: exit status 1 where a ratio to a peer, or the share of the device's
+    measured peak, has fallen by more than 10 % beyond the noise."""
+    page: Annotated[Path | None, arg(metavar="FILE.html")] = None
+    """Page to draw of the history, with a PNG file beside it; a page that is there is replaced."""
+
+
 @dataclass(frozen=True)
 class Phantom:
     """Make head-like volumes with labels, to try voxtune without a scan."""
@@ -368,6 +418,7 @@ Command = (
     | Threshold
     | Evaluate
     | Picture
+    | Benchmark
     | Phantom
     | Demo
 )

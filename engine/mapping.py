@@ -17,9 +17,11 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.stages import Lowered
 
 from voxtune.engine.cache import Volumes, cut
 from voxtune.engine.changes import Batch, Changes
+from voxtune.engine.config import Finetune
 from voxtune.engine.deterministic import nondeterminism
 from voxtune.engine.memory import Memory, refusals
 from voxtune.engine.mesh import DATA, on_all, over_data, over_depth, placed
@@ -78,13 +80,14 @@ def _split(mesh: Mesh, array: Any) -> NamedSharding:
     return NamedSharding(mesh, P(*(None,) * largest, DATA))
 
 
-def first_state(step: TrainStep, params: Any, statistics: Any, setup: Setup) -> TrainState:
+def first_state(
+    step: TrainStep, params: Any, statistics: Any, config: Finetune, mesh: Mesh
+) -> TrainState:
     """The state before the first step, on the devices.
 
     Nothing of it is anywhere else, or whole where it is split; parameters and statistics are taken
     from the host, where each process has the same.
     """
-    config, mesh = setup.config, setup.mesh
     make = functools.partial(step.first_state, seed=config.seed)
     given = jax.tree.map(np.asarray, (params, statistics))
     where = state_shardings(jax.eval_shape(make, *given), mesh, config.shard_optimizer)
@@ -122,25 +125,7 @@ def compile_step(
         return lambda state, choice, volumes: step(state, cut(volumes, choice, block))
 
     began = time.perf_counter()
-    if config.map == "pmap":
-        mapped = jax.pmap(
-            cutting(dataclasses.replace(step, axis=DATA)),
-            axis_name=DATA,
-            in_axes=(None, 0, *(None for _ in held)),
-            out_axes=None,
-            devices=list(mesh.devices.flat),
-            donate_argnums=0,
-        )
-        lowered = mapped.lower(state, batch, *held)
-    else:
-        where = state_shardings(state, mesh, config.shard_optimizer)
-        jitted = jax.jit(
-            cutting(over_mesh(step, mesh, config.shard_optimizer)),
-            donate_argnums=0,
-            out_shardings=(where, on_all(mesh)),
-        )
-        with jax.set_mesh(mesh):  # by which convolutions know whether depth is split
-            lowered = jitted.lower(state, batch, *held)
+    lowered = lower_step(step, config, mesh, (state, batch, *held), cutting)
 
     def splits(shards: int) -> None:
         check_depth_split(setup.start.network(), block[0], shards)
@@ -158,6 +143,43 @@ def compile_step(
         flops(cutting(kept), state, whole_batch(first, setup), *held),
         memory,
     )
+
+
+def lower_step(
+    step: TrainStep,
+    config: Finetune,
+    mesh: Mesh,
+    arguments: tuple[Any, ...],
+    cutting: Callable[[TrainStep], Callable[..., tuple[TrainState, Metrics]]] = lambda step: step,
+) -> Lowered:
+    """The training step as it is mapped over the devices, ready to be compiled.
+
+    Args:
+        step: what is done to a whole batch.
+        config: of the run.
+        mesh: the devices.
+        arguments: state and batch on the devices, and whatever else each device has the whole of.
+        cutting: what makes blocks of those, with the step.
+    """
+    state, _, *held = arguments
+    if config.map == "pmap":
+        mapped = jax.pmap(
+            cutting(dataclasses.replace(step, axis=DATA)),
+            axis_name=DATA,
+            in_axes=(None, 0, *(None for _ in held)),
+            out_axes=None,
+            devices=list(mesh.devices.flat),
+            donate_argnums=0,
+        )
+        return mapped.lower(*arguments)
+    where = state_shardings(state, mesh, config.shard_optimizer)
+    jitted = jax.jit(
+        cutting(over_mesh(step, mesh, config.shard_optimizer)),
+        donate_argnums=0,
+        out_shardings=(where, on_all(mesh)),
+    )
+    with jax.set_mesh(mesh):  # by which convolutions know whether depth is split
+        return jitted.lower(*arguments)
 
 
 def whole_batch(part: Mapping[str, np.ndarray], setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:

@@ -41,7 +41,7 @@ def record(setup: Setup) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in _LIBRARIES},
         },
-        "revision": _revision(),
+        "revision": revision(),
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "processes": jax.process_count(),
     }
@@ -72,7 +72,7 @@ def _data_digest(setup: Setup) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _revision() -> str | None:
+def revision() -> str | None:
     """The git revision of voxtune's own source, where that is a checkout."""
     if not (_SOURCE / ".git").exists():  # installed, perhaps inside a checkout of somebody's
         return None

@@ -18,9 +18,14 @@ _COPIED = 2**29  # bytes: more than most caches have
 
 @functools.cache
 def product_speed(device: jax.Device, dtype: np.dtype) -> float:
+    """`product_speed_now`, measured once in a process."""
+    return product_speed_now(device, dtype)
+
+
+def product_speed_now(device: jax.Device, dtype: np.dtype) -> float:
     """FLOP/s in products of square matrices; a multiplication and an addition count as two.
 
-    The median of a few calls, after one that is not counted. Measured once in a process.
+    The median of a few calls, after one that is not counted.
 
     Args:
         device: of this process.
@@ -28,14 +33,15 @@ def product_speed(device: jax.Device, dtype: np.dtype) -> float:
     """
     edge = 512 if device.platform == "cpu" else 4096
     left = jax.device_put(np.full((edge, edge), 1 / edge, dtype), device)
+    return _PRODUCTS * 2 * edge**3 / _seconds(_products, left)
 
-    def products(left: Array) -> Array:
-        right = left
-        for _ in range(_PRODUCTS):
-            right = left @ right
-        return right
 
-    return _PRODUCTS * 2 * edge**3 / _seconds(jax.jit(products), left)
+@jax.jit
+def _products(left: Array) -> Array:
+    right = left
+    for _ in range(_PRODUCTS):
+        right = left @ right
+    return right
 
 
 def copy_speed(device: jax.Device) -> float:

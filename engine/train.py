@@ -119,7 +119,7 @@ def _run(
     folder = config.run_dir
     learned = _learned(setup)  # now, as it reads data: at the end that could cost the model
     step, params, statistics = setup.step(start.spec.network(start.parameters))
-    state = first_state(step, params, statistics, setup)
+    state = first_state(step, params, statistics, config, mesh)
     data, volumes = setup.cached()
     compiled = compile_step(step, setup, state, data[0], volumes)
     for line in compiled.lines():

@@ -155,7 +155,8 @@ def _over_slices(
         whole = (batch, depth, height, width, filters)
         start["convolved"] = jnp.zeros(whole, _wide(x, kernel))
     if other is not None:
-        start["correlated"] = jnp.zeros((3 * other.shape[-1], 9 * channels), _wide(x, other))
+        kernel_shape = 3 * other.shape[-1], 9 * channels
+        start["correlated"] = jnp.zeros((*_examples(x), *kernel_shape), _wide(x, other))
 
     def add_slice(index: Array, sofar: dict[str, Array]) -> dict[str, Array]:
         rows, sums = _slice_rows(padded, index, dilation), {}
@@ -173,7 +174,7 @@ def _over_slices(
 
     found = lax.fori_loop(0, depth, add_slice, start)
     if other is not None:
-        total = found["correlated"].reshape(3, other.shape[-1], 3, 3, channels)
+        total = _summed(found["correlated"]).reshape(3, other.shape[-1], 3, 3, channels)
         found["correlated"] = total.transpose(0, 2, 3, 4, 1)
     return found
 
@@ -231,10 +232,27 @@ conv_depth_slices.defvjp(_forward, _backward)
 def _outer(gradient: Array, rows: Array) -> Array:
     """What a slice adds to the kernel's gradient: `[B, H, W, O]`, `[B, H, W, I]` → `[O, I]`.
 
-    The other way round, `[I, O]`, takes a tenth to a third longer.
+    The other way round, `[I, O]`, takes a tenth to a third longer. For each example by itself,
+    `[B, O, I]`, where the batch is split over devices: see `_examples`.
     """
-    wide = _wide(rows, gradient)
-    return jnp.einsum("bhwo,bhwi->oi", gradient, rows, preferred_element_type=wide)
+    sums = "bhwo,bhwi->boi" if _examples(rows) else "bhwo,bhwi->oi"
+    return jnp.einsum(sums, gradient, rows, preferred_element_type=_wide(rows, gradient))
+
+
+def _examples(x: Array) -> tuple[int, ...]:
+    """The batch `(B,)` where the mesh in context (`jax.set_mesh`) splits it over devices, or `()`.
+
+    Examples that lie on several devices are summed after the loop: within, devices would wait for
+    each other at every slice.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    split = any(size > 1 for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
+    return x.shape[:1] if split else ()
+
+
+def _summed(parts: Array) -> Array:
+    """The sum over examples of `[B, O, I]`; `[O, I]` is one."""
+    return parts.sum(axis=0) if parts.ndim == 3 else parts
 
 
 # --- stride 2 --------------------------------------------------------------------------------
@@ -312,10 +330,10 @@ def _strided_backward(residuals: Pair, gradient: Array) -> Pair:
         return spread, total + _outer(here, _strided_rows(padded, index))
 
     shape = (batch, 2 * depth + 1, 2 * height + 2, 2 * width + 2, channels)
-    start = jnp.zeros(shape, wide), jnp.zeros(taps.T.shape, wide)
+    start = jnp.zeros(shape, wide), jnp.zeros((*_examples(x), *taps.T.shape), wide)
     spread, total = lax.fori_loop(0, depth, add_slice, start)
     kept = spread[:, 1 : 1 + x.shape[1], 1 : 1 + x.shape[2], 1 : 1 + x.shape[3]]
-    return kept.astype(x.dtype), total.T.reshape(kernel.shape).astype(kernel.dtype)
+    return kept.astype(x.dtype), _summed(total).T.reshape(kernel.shape).astype(kernel.dtype)
 
 
 conv_strided_slices.defvjp(_strided_forward, _strided_backward)

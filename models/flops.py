@@ -29,10 +29,11 @@ def flops(function: Callable[..., Any], *arguments: Any) -> int:
 
 
 def _of_jaxpr(jaxpr: Jaxpr) -> int:
-    return sum(_of_equation(each) for each in jaxpr.eqns)
+    return sum(of_equation(each) for each in jaxpr.eqns)
 
 
-def _of_equation(equation: JaxprEqn) -> int:
+def of_equation(equation: JaxprEqn) -> int:
+    """Of one operation of a computation, as `flops` counts; errors likewise."""
     name = equation.primitive.name
     result: Any = equation.outvars[0].aval if equation.outvars else None
     given: list[Any] = [each.aval for each in equation.invars]
@@ -44,13 +45,13 @@ def _of_equation(equation: JaxprEqn) -> int:
         kernel = given[1].shape
         filters = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
         return 2 * result.size * math.prod(kernel) // filters
-    inner = sum(map(_of_jaxpr, _inside(equation)))
+    inner = sum(map(_of_jaxpr, inside(equation)))
     if name == "while" and inner:
         raise ValueError("it holds a loop that does not say how often it runs")
     return inner * equation.params["length"] if name == "scan" else inner
 
 
-def _inside(equation: JaxprEqn) -> Iterator[Jaxpr]:
+def inside(equation: JaxprEqn) -> Iterator[Jaxpr]:
     """The computations that an operation is made of; of a choice, the first."""
     for name, value in equation.params.items():
         each = value[0] if name == "branches" else value

@@ -1,7 +1,6 @@
 """What the tests of the engine share: made volumes, and for the command a model and its table."""
 
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,34 +162,3 @@ def finetune() -> Callable[..., list[str]]:
         return ["finetune", *given, *short, *options]
 
     return command
-
-
-# Pages
-
-
-@pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Opens a page in a browser without a window; gives what that prints.
-
-    What the browser says of the page itself, a violation of its policy for example, fails.
-    """
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        pytest.skip("neither chromium nor google-chrome is on the PATH")
-    profile = tmp_path_factory.mktemp("profile")
-    always = (
-        "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
-        f"--disable-component-update --disable-sync --user-data-dir={profile} "
-        "--enable-logging=stderr --hide-scrollbars --window-size=1280,800 "
-        "--virtual-time-budget=10000"
-    )
-
-    def open_page(page: Path, *options: str, address: str = "") -> str:
-        command = [browser, *always.split(), *options, f"{page.as_uri()}{address}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-        assert not said, "\n".join(said)
-        return done.stdout
-
-    return open_page

@@ -50,7 +50,9 @@ def in_a_new_process(*arguments: str) -> tuple[int, list[str]]:
     return int(status), heavy
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["finetune", "--help"], ["--version"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["benchmark", "--help"], ["finetune", "--help"], ["--version"], []]
+)
 def test_help_and_version_answer_without_jax(arguments: list[str]):
     assert in_a_new_process(*arguments) == (0, [])
 

@@ -11,8 +11,9 @@ import jax
 import pytest
 
 from voxtune.engine import compile_cache, runtime
-from voxtune.engine.compile_cache import exposed, prune, use_compile_cache
+from voxtune.engine.compile_cache import prune, use_compile_cache
 from voxtune.engine.config import Finetune
+from voxtune.engine.user_caches import exposed
 
 
 @pytest.fixture(autouse=True)

@@ -75,7 +75,7 @@ def prepared(
     none: Any = None
     setup = Setup(config, none, rules, none, [], [], plan, none, changes, mesh, [])
     step, *arrays = make_step(network, config, rules, changes=changes)
-    return step, first_state(step, *arrays, setup), setup
+    return step, first_state(step, *arrays, config, mesh), setup
 
 
 def run(

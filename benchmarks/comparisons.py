@@ -1,0 +1,75 @@
+"""What was measured beside what: a peer's figures and voxtune's of the same turns. No JAX here."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from voxtune.benchmarks import measurement
+from voxtune.benchmarks.history import Entry
+from voxtune.benchmarks.measurement import Measurement, Spread
+
+OWN = "voxtune"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An entry, and voxtune's own that it is compared with.
+
+    Attributes:
+        entry: what was measured.
+        own: of the same case, of the same run of the benchmark; None of voxtune's entries, and
+            where voxtune was not measured.
+    """
+
+    entry: Entry
+    own: Entry | None = None
+
+    @property
+    def measured(self) -> Measurement:
+        """Without where it was."""
+        return self.entry.measurement
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is voxtune's."""
+        return self.measured.program == OWN
+
+    @property
+    def case(self) -> tuple[str, str, str]:
+        """Machine, suite and case: what is the same of figures that can be compared."""
+        return self.entry.place.machine, self.measured.suite, self.measured.case
+
+    @property
+    def ratio(self) -> Spread | None:
+        """How many times as fast voxtune is; None where nothing says so."""
+        if self.own is None:
+            return None
+        own = self.own.measurement
+        if len(own.seconds) != len(self.measured.seconds):  # one of them was stopped
+            return None
+        return measurement.ratio(own, self.measured)
+
+
+def figures_of(entries: Iterable[Entry]) -> list[Figure]:
+    """Entries, each peer's with voxtune's: of each case that comes first.
+
+    Args:
+        entries: in the order in which they were measured on each machine.
+    """
+    own: dict[tuple[str, str, str], Entry] = {}
+    found = []
+    for entry in entries:
+        figure = Figure(entry)
+        if figure.is_own:
+            own[figure.case] = entry
+        else:
+            beside = own.get(figure.case)
+            if beside is not None and beside.place == entry.place:
+                figure = Figure(entry, beside)
+        found.append(figure)
+    return found
+
+
+def newest(figures: Iterable[Figure]) -> list[Figure]:
+    """The last of each program in each case, in the order in which cases and programs came."""
+    last = {(*each.case, each.measured.program): each for each in figures}
+    return list(last.values())

@@ -1,0 +1,274 @@
+"""What was measured, in words and in tables. No JAX here."""
+
+from collections.abc import Callable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from voxtune.benchmarks.comparisons import Figure, figures_of, newest
+from voxtune.benchmarks.history import Entry
+from voxtune.benchmarks.measurement import Measurement, Spread
+from voxtune.engine.formats import rounded, size
+
+UNITS = {"predict": "scans", "convert": "files"}  # of `work.blocks`, where they are not blocks
+_WIDEST = 120  # columns of a table
+_NOISY = "*"
+
+
+# In words
+
+
+def said_number(value: float) -> str:
+    """With three digits that count, zeros too, as 1.50 or 1,230."""
+    if 0.001 <= abs(value) < 999.5:
+        return f"{value:#.3g}".removesuffix(".")
+    return rounded(float(f"{value:.3g}"))
+
+
+def said_seconds(seconds: float) -> str:
+    """A time, as 503 ms or 12.3 s."""
+    return f"{said_number(1000 * seconds)} ms" if seconds < 1 else f"{said_number(seconds)} s"
+
+
+def said_took(took: Spread) -> str:
+    """A time with its quartiles, as `503 ms (498 to 511)`, in the unit of the median."""
+    scale, unit = (1000, "ms") if took.median < 1 else (1, "s")
+    return _with_quartiles(took, lambda value: said_number(scale * value), f" {unit}")
+
+
+def said_share(share: Spread) -> str:
+    """A share with its quartiles, as `31.2 % (30.8 to 31.5)`."""
+    return _with_quartiles(share, lambda value: said_number(100 * value), " %")
+
+
+def said_times(ratio: Spread) -> str:
+    """A ratio with its quartiles, as `1.55 times (1.50 to 1.60)`."""
+    return f"{said_ratio(ratio.median)} times {_between(ratio)}"
+
+
+def _between(ratio: Spread) -> str:
+    """Its quartiles in brackets."""
+    if ratio.turns < 2:
+        return "(one turn)"
+    return f"({said_ratio(ratio.low)} to {said_ratio(ratio.high)})"
+
+
+def said_ratio(value: float) -> str:
+    """With two digits after the point, of large ones fewer."""
+    return f"{value:.2f}" if value < 10 else said_number(value)
+
+
+def said_value(name: str, value: float) -> str:
+    """One of `Measurement.values`, whose name tells its unit, with that name as words."""
+    if name.endswith("_seconds"):
+        return f"{plain(name.removesuffix('_seconds'))} {said_seconds(value)}"
+    if name.endswith("_bytes"):
+        return f"{plain(name.removesuffix('_bytes'))} {size(value)}"
+    if name in _SHARES or name.startswith("share_"):
+        percent = 100 * value
+        return f"{plain(name)} {percent:.{2 if 99 < percent < 100 else 1}f} %"
+    return f"{plain(name)} {rounded(value)}"
+
+
+_SHARES = ("data_wait", "efficiency", "agreement")  # values that are shares, besides `share_of_...`
+
+
+def _with_quartiles(spread: Spread, shown: Callable[[float], str], unit: str) -> str:
+    if spread.turns < 2:
+        return f"{shown(spread.median)}{unit} (one turn)"
+    return f"{shown(spread.median)}{unit} ({shown(spread.low)} to {shown(spread.high)})"
+
+
+def line(found: Sequence[Entry]) -> str:
+    """The newest of what was measured, in words.
+
+    Args:
+        found: in the order in which it was measured; at least one.
+    """
+    figure = figures_of(found)[-1]
+    measured = figure.measured
+    start = f"{measured.suite}: {measured.case}: {measured.program}"
+    if measured.problem:
+        return f"{start} is not measured: {measured.problem}"
+    parts = []
+    if measured.took is not None:
+        parts.append(f"{said_took(measured.took)}{_noisy(measured.took)}")
+    rate = measured.rate(measured.work.blocks)
+    if rate is not None:
+        parts.append(f"{said_number(rate)} {unit_of(measured)}/s")
+    if measured.peak_share is not None:
+        parts.append(f"{said_share(measured.peak_share)} of the measured peak")
+    if measured.memory is not None:
+        parts.append(size(measured.memory))
+    if measured.first is not None:
+        parts.append(f"first turn {said_seconds(measured.first)}")
+    parts += [said_values(measured)] * bool(said_values(measured))
+    if figure.ratio is not None:
+        parts.append(f"voxtune is {said_times(figure.ratio)} as fast{_noisy(figure.ratio)}")
+    return f"{start} {', '.join(parts)}"
+
+
+def _noisy(spread: Spread) -> str:
+    return ", noisy" if spread.noisy else ""
+
+
+def unit_of(measured: Measurement) -> str:
+    """What `work.blocks` counts."""
+    return UNITS.get(measured.suite, "blocks")
+
+
+def plain(name: str) -> str:
+    """The name of a setting or a value as words."""
+    return name.replace("_", " ")
+
+
+# In tables
+
+
+def tables(found: Sequence[Entry]) -> list[Table]:
+    """One for each suite on each machine, at most 120 columns wide.
+
+    Args:
+        found: in the order in which it was measured; of what was measured again, the last counts.
+    """
+    suites: dict[tuple[str, str], list[Figure]] = {}
+    for figure in newest(figures_of(found)):
+        machine, suite, _ = figure.case
+        suites.setdefault((machine, suite), []).append(figure)
+    return [_table(figures) for figures in suites.values()]
+
+
+def _table(figures: Sequence[Figure]) -> Table:
+    place, suite = figures[-1].entry.place, figures[0].measured.suite
+    table = Table(
+        title=f"{suite}: {place.machine}, {place.date}",
+        caption=f"medians; (quartiles, or how far apart they are); {_NOISY} more than 10 % apart",
+        box=box.SIMPLE,
+    )
+    columns = {
+        header: [cell(each) for each in figures] for header, cell in _columns(figures[0].measured)
+    }
+    columns = {header: cells for header, cells in columns.items() if any(cells)}
+    table.add_column(overflow="fold")
+    for header in columns:
+        table.add_column(header, justify="right", no_wrap=header != "also")
+    case = ""
+    for figure, *cells in zip(figures, *columns.values(), strict=True):
+        if figure.measured.case != case:
+            case = figure.measured.case
+            table.add_row(case, style="bold")
+        problem = figure.measured.problem
+        table.add_row(f"  {figure.measured.program}{f': {problem}' if problem else ''}", *cells)
+    widest = Console(width=10 * _WIDEST).measure(table).maximum
+    table.width = min(_WIDEST, widest)
+    return table
+
+
+def _columns(measured: Measurement) -> list[tuple[str, Callable[[Figure], str]]]:
+    """Headers of a suite, each with what gives its cells; empty where there is nothing to tell."""
+    return [
+        ("time", lambda each: _short_took(each.measured.took)),
+        (f"{unit_of(measured)}/s", lambda each: said_rate(each.measured)),
+        ("of peak", lambda each: _short_share(each.measured.peak_share)),
+        ("memory", lambda each: said_memory(each.measured)),
+        ("first", lambda each: said_first(each.measured)),
+        ("also", lambda each: said_values(each.measured)),
+        ("times as fast", lambda each: _short_ratio(each.ratio)),
+    ]
+
+
+def said_rate(measured: Measurement) -> str:
+    """Blocks a second, for a table whose header says what; empty where there are none."""
+    rate = measured.rate(measured.work.blocks)
+    return "" if rate is None else said_number(rate)
+
+
+def said_memory(measured: Measurement) -> str:
+    """Empty where nothing tells."""
+    return "" if measured.memory is None else size(measured.memory)
+
+
+def said_first(measured: Measurement) -> str:
+    """Empty where there was no first turn apart."""
+    return "" if measured.first is None else said_seconds(measured.first)
+
+
+def said_values(measured: Measurement) -> str:
+    """Other figures, with their names; the loss, by which programs are compared, is none."""
+    shown = {name: each for name, each in measured.values.items() if name != "loss"}
+    return ", ".join(said_value(name, each) for name, each in shown.items())
+
+
+def _short_took(took: Spread | None) -> str:
+    return "" if took is None else f"{said_seconds(took.median)} {_apart(took)}"
+
+
+def _short_share(share: Spread | None) -> str:
+    return "" if share is None else f"{100 * share.median:.1f} % {_apart(share)}"
+
+
+def _short_ratio(ratio: Spread | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{said_ratio(ratio.median)} {_between(ratio)}{_NOISY if ratio.noisy else ''}"
+
+
+def _apart(spread: Spread) -> str:
+    """Between the quartiles, of the median."""
+    if spread.turns < 2:
+        return "(one turn)"
+    return f"({100 * spread.share:.0f} %){_NOISY if spread.noisy else ''}"
+
+
+def markdown(found: Sequence[Entry]) -> str:
+    """A table for a README: of each case the newest figures, ours and the peers'.
+
+    Args:
+        found: see `tables`.
+    """
+    cases: dict[tuple[str, str, str], list[Figure]] = {}
+    for figure in newest(figures_of(found)):
+        cases.setdefault(figure.case, []).append(figure)
+    header = ("", "voxtune", "peers, and how many times as fast voxtune is", "machine", "date")
+    rows = [header, ["---"] * len(header), *(_markdown_row(each) for each in cases.values())]
+    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
+
+
+def _markdown_row(figures: Sequence[Figure]) -> list[str]:
+    place, measured = figures[0].entry.place, figures[0].measured
+    own = [_figures(each) for each in figures if each.is_own]
+    peers = [
+        f"{each.measured.program} {_figures(each)}{_since(each, place.date)}"
+        for each in figures
+        if not each.is_own
+    ]
+    name = f"{measured.suite}: {measured.case}"
+    return [name, "; ".join(own), "; ".join(peers), place.machine, place.date]
+
+
+def _since(figure: Figure, date: str) -> str:
+    """When it was, if that was another day."""
+    return "" if figure.entry.place.date == date else f" on {figure.entry.place.date}"
+
+
+def _figures(figure: Figure) -> str:
+    """Time, and rate and share of the peak or the ratio, of one program."""
+    measured = figure.measured
+    if measured.problem:
+        return f"not measured ({measured.problem})"
+    parts = [] if measured.took is None else [said_took(measured.took)]
+    if figure.ratio is not None:
+        noisy = " noisy" if figure.ratio.noisy else ""
+        return f"{parts[0]}: **{said_ratio(figure.ratio.median)}** {_between(figure.ratio)}{noisy}"
+    if measured.work.blocks and measured.took is not None:
+        parts.append(f"{said_rate(measured)} {unit_of(measured)}/s")
+    if figure.is_own and measured.peak_share is not None:
+        parts.append(f"{said_share(measured.peak_share)} of the measured peak")
+    if not parts:
+        parts.append(said_values(measured))
+    return ", ".join(parts)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

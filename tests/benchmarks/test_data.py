@@ -1,0 +1,134 @@
+"""The suite `data`: a store and files of the same scans, blocks from each place, and turns."""
+
+import dataclasses
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from voxtune.benchmarks import data, own_data
+from voxtune.benchmarks.data import LOOP, PLACES, Job, difference, job_of, measurement
+from voxtune.benchmarks.program import Program
+from voxtune.engine.config import Benchmark, Finetune
+from voxtune.engine.store import read_store
+from voxtune.models.errors import InputError
+
+TINY = Job(
+    *(24, 2, 8, 2, 3, 8, 8, ("filters=2", "depth=1", "outputs=2"), ("disk",), 8),
+    dtype="float32",
+    turns=1,
+)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What processes are told, with a store of two phantoms."""
+    folder = tmp_path_factory.mktemp("data")
+    path = data.made_store(folder, TINY)
+    return data.write_job(TINY, folder, path, read_store(str(path)))
+
+
+def test_scans_must_hold_the_blocks(file: Path) -> None:
+    path = Path(json.loads(file.read_text())["store"])
+    with pytest.raises(InputError, match="a scan of 24 voxels along an axis"):
+        data.check(dataclasses.replace(TINY, edge=32), path, read_store(str(path)))
+
+
+def test_files_hold_what_the_store_has(file: Path) -> None:
+    about = json.loads(file.read_text())
+    cases = read_store(about["store"]).cases
+    assert len(about["images"]) == len(cases) == 2
+    for case, image, label in zip(cases, about["images"], about["labels"], strict=True):
+        load: Any = nib.load
+        stored = np.asarray(case.image.stored[:, :, :])[..., 0]
+        np.testing.assert_array_equal(np.asanyarray(load(image).dataobj), stored)
+        np.testing.assert_array_equal(np.asanyarray(load(label).dataobj), case.label[:, :, :])
+
+
+@pytest.mark.parametrize("way", ["disk", "host", "device", "loop"])
+def test_each_way_takes_as_many_batches(
+    way: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_data, "WARM", 1)
+    monkeypatch.setattr(own_data, "LEAST", 1e-9)
+    waited: list[Any] = []
+    block = own_data.jax.block_until_ready
+    monkeypatch.setattr(
+        own_data.jax, "block_until_ready", lambda each: waited.append(block(each)) or each
+    )
+    with ExitStack() as stack:
+        found = own_data.WAYS[way](json.loads(file.read_text()), stack)()
+    assert found["seconds"] > 0
+    assert found["memory"] > 0
+    batches = [each for each in waited if not hasattr(each, "block_until_ready")][-4:]
+    assert len(batches) == 1 + TINY.batches
+    for each in batches:
+        image, label = (each["image"], each["label"]) if isinstance(each, dict) else each
+        assert image.shape[:4] == label.shape == (2, 8, 8, 8)
+
+
+def test_short_turns_are_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, taken = [0.0], []
+
+    def take(count: int) -> None:
+        taken.append(count)
+        clock[0] += 0.04 * count
+
+    monkeypatch.setattr(own_data.time, "perf_counter", lambda: clock[0])
+    found = own_data.timed(take, {"batches": 5})()
+    assert taken == [own_data.WARM, 5, 5, 5]
+    assert found["seconds"] == pytest.approx(0.2)
+
+
+def test_waiting_is_of_all_lines_but_the_first(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finetune(config: Finetune, _: Any) -> None:
+        assert (config.cache, config.workers, config.block) == ("disk", 2, (8, 8, 8))
+        config.run_dir.mkdir()
+        lines = [(1.0, 0.9), (2.0, 0.1), (1.0, 0.4)]
+        (config.run_dir / "metrics.jsonl").write_text(
+            "\n".join(
+                json.dumps({"event": "train", "examples_per_second": rate, "data_wait": wait})
+                for rate, wait in lines
+            )
+        )
+
+    monkeypatch.setattr(own_data, "finetune", finetune)
+    about = json.loads(file.read_text())
+    about["finetune"] |= {"cache": "disk", "workers": 2}
+    with ExitStack() as stack:
+        found = own_data.trained(about, stack)()
+    assert found["steps"] == [1.0, 2.0]
+    assert found["data_wait"] == pytest.approx((0.1 * 1 + 0.4 * 2) / 3)
+
+
+def test_a_peer_must_cut_the_same_blocks() -> None:
+    hello = {"shape": [2, 1, 8, 8, 8], "types": ["float32", "uint8"]}
+    assert not difference(TINY, hello)
+    for other in ({"shape": [2, 1, 8, 8, 9]}, {"types": ["float32", "int64"]}):
+        assert difference(TINY, hello | other).startswith("does not compute what voxtune does")
+
+
+def test_every_place_is_compared_with_somebody() -> None:
+    assert {name for _, names in PLACES.values() for name in names} == {LOOP, *data.MONAI}
+    assert all(names for _, names in PLACES.values())
+
+
+def test_the_first_turn_does_not_count() -> None:
+    process: Any = None
+    turns = [{"seconds": each, "memory": 7} for each in (9.0, 1.0, 2.0)]
+    found = measurement(TINY, "host", "2 phantoms", Program("voxtune", process, {}, turns))
+    assert found.seconds == (1.0, 2.0)
+    assert (found.work.blocks, found.work.voxels) == (6, 6 * 512)
+    assert found.case == "8³, batch 2, of 2 phantoms, from host"
+    assert found.rate(found.work.blocks) == 4
+
+
+def test_options_change_the_job() -> None:
+    assert job_of(Benchmark(quick=True, turns=7), "cpu").turns == data.QUICK_TURNS
+    found = job_of(Benchmark(blocks=(64,), batches=(3,), turns=5), "gpu")
+    assert (found.edge, found.batch, found.dtype, found.turns) == (64, 3, "bfloat16", 5)
+    assert dataclasses.replace(found, edge=128, batch=2, turns=7) == data.JOBS["gpu"]
