@@ -1,5 +1,6 @@
 """`voxtune benchmark`: suites measured one after the other, kept, compared and drawn."""
 
+import dataclasses
 import datetime
 import platform
 import re
@@ -80,7 +81,7 @@ def benchmark(given: config.Benchmark, console: Console) -> bool:
         peers = environments.pythons(console) if given.peers else {}
         for suite in dict.fromkeys(given.suites):
             for each in SUITES[suite](given, peers):
-                found.append(history.Entry(place, each))
+                found.append(history.Entry(place, _kept(each)))
                 if given.history is not None:  # at once: nothing is lost when it is stopped
                     history.append(given.history, found[-1])
                 console.print(results.line(found), highlight=False, soft_wrap=True)
@@ -88,13 +89,30 @@ def benchmark(given: config.Benchmark, console: Console) -> bool:
         console.print(table)
     if given.page is not None:
         throughput_page.write([*before, *found], given.page)
-        console.print(f"wrote {given.page}", highlight=False, soft_wrap=True)
+        said = f"wrote {given.page}, a picture and a table beside it"
+        console.print(said, highlight=False, soft_wrap=True)
     if not given.check:
         return True
-    sentences = checks.fallen(before, found)
-    for sentence in sentences or ["nothing has fallen behind the history"]:
-        console.print(sentence, highlight=False, soft_wrap=True)
-    return not sentences
+    check = checks.check(before, found)
+    for line in check.lines():
+        console.print(line, highlight=False, soft_wrap=True)
+    return not check.fallen
+
+
+def _kept(measured: Measurement) -> Measurement:
+    """As it is; with a problem instead of figures where the history would not take one of them."""
+    odd = [name for name in history.unfit(dataclasses.asdict(measured)) if name != "values"]
+    odd += [
+        name for name, value in measured.values.items() if history.unfit({"values": {name: value}})
+    ]
+    if not odd:
+        return measured
+    problem = f"gave a figure that is no number, or out of bounds: {', '.join(odd)}"
+    return Measurement(
+        *(measured.suite, measured.case, measured.program, measured.settings),
+        version=measured.version,
+        problem=measured.problem or problem,
+    )
 
 
 def _check(given: config.Benchmark) -> None:
@@ -125,6 +143,8 @@ def _check(given: config.Benchmark) -> None:
                 "out, or measure what it is of."
             )
     _check_blocks(given)
+    if given.scan is not None:
+        predict.check_scan(given.scan)
     if given.store is not None:
         read_store(given.store)
     if given.history is not None:
@@ -179,6 +199,7 @@ def place_of(machine: Machine) -> history.Place:
         },
         copy=found.copy,
         products=found.products,
+        platform=first.platform,
     )
 
 

@@ -1,58 +1,145 @@
 """Whether what was measured has fallen behind the history. No JAX here."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from voxtune.benchmarks.comparisons import Figure, figures_of
+from voxtune.benchmarks.comparisons import OWN, Figure, figures_of, newest
 from voxtune.benchmarks.history import Entry
 from voxtune.benchmarks.measurement import Spread
 from voxtune.benchmarks.results import said_share, said_times
+from voxtune.engine.formats import counted
 from voxtune.models.errors import InputError
 
 FALL = 0.10  # of the best before, beyond the quartiles of both
+FEWEST = 3  # turns of a figure of the history that later ones are held against
+DIFFERS = "does not compute what voxtune does"  # begins the problem of a peer with other results
+
+_NOT_MEASURED = "not measured this time"
+_NO_PEER = "of peers that were not measured (--peers)"
+_NO_FIGURE = "that gave no figure this time"
+_ANOTHER = "of another version of the peer"
+
+Key = tuple[str, ...]
 
 
-def fallen(before: Sequence[Entry], found: Sequence[Entry]) -> list[str]:
-    """Sentences on what is more than 10 % worse than it was, beyond the noise.
+@dataclass(frozen=True)
+class Check:
+    """What was measured, held against the history.
 
-    What is held are ratios to peers, each of the same version as before, and voxtune's share of
-    the measured peak: those do not tell how busy the machine was. One has fallen where its upper
+    Attributes:
+        fallen: sentences on what is worse than it was.
+        compared: figures of the history that something was held against.
+        left: why nothing was → how many figures.
+    """
+
+    fallen: Sequence[str]
+    compared: int
+    left: Mapping[str, int]
+
+    def lines(self) -> list[str]:
+        """To print."""
+        figures = counted(self.compared + sum(self.left.values()), "figure")
+        total = f"compared {self.compared} of {figures} of the history with this machine"
+        rest = [f"not compared: {_listed(self.left)}"] if self.left else []
+        end = "" if self.fallen else "; nothing has fallen behind"
+        return [*self.fallen, total + end, *rest]
+
+
+def check(before: Iterable[Entry], found: Iterable[Entry]) -> Check:
+    """What is more than 10 % worse than it was, beyond the noise.
+
+    What is held are ratios to peers, each of the same version as before, and but on a CPU
+    voxtune's share of the measured peak. What else a CPU does slows a turn of seconds and the
+    product of a moment beside it unlike each other: between two runs of an idle and of a busy
+    machine shares of faster steps were half as large. One has fallen where its upper
     quartile is below 0.9 times the best lower quartile of the history, of the same case on the same
-    kind of machine. That voxtune can no longer do a case at all is told as well.
+    kind of machine, of three turns or more. That voxtune can no longer do a case at all is told as
+    well, and that it no longer computes what a peer does.
 
     Args:
         before: the history.
         found: what was measured now.
 
     Raises:
-        InputError: the history has nothing that can be compared.
+        InputError: nothing could be compared.
     """
-    best: dict[tuple[str, ...], Figure] = {}
-    for figure in figures_of(before):
-        held, key = _held(figure), _key(figure)
-        if held is not None and (key not in best or held.low > _sure(best[key]).low):
-            best[key] = figure
-    done = {_key(each) for each in figures_of(before) if each.is_own and each.measured.seconds}
-    sentences, compared = [], False
-    for figure in figures_of(found):
-        held, key = _held(figure), _key(figure)
-        if figure.is_own and figure.measured.problem and key in done:
-            compared = True
-            sentences.append(f"{_place(figure)} voxtune has no figures: {figure.measured.problem}.")
-        elif held is not None and key in best:
-            compared = True
-            if held.high < (1 - FALL) * _sure(best[key]).low:
-                sentences.append(_sentence(figure, best[key]))
-    if not compared:
+    measured = {_key(each): each for each in newest(figures_of(found))}
+    machines = {each.case[0] for each in measured.values()}
+    earlier = [each for each in figures_of(before) if each.case[0] in machines]
+    lost = _lost(earlier, measured)
+    bars = _bars(earlier)
+    fallen, left = [], Counter[str]()
+    for key, versions in bars.items():
+        if key in lost:
+            continue
+        why = _why_not(key, versions, measured)
+        if why:
+            left[why] += 1
+            continue
+        figure = measured[key]
+        best = versions[_version(figure)]
+        if _sure(figure).high < (1 - FALL) * _sure(best).low:
+            fallen.append(_sentence(figure, best))
+    compared = len(bars) - left.total()
+    if not compared and not lost:
+        why = f" ({_listed(left)})" if left else ""
         raise InputError(
             "--check finds nothing in the history that it can compare with, of the same cases on "
-            "the same kind of machine; run once with --history, without --check, first."
+            f"the same kind of machine{why}; run once with --history, without --check, first."
         )
-    return sentences
+    return Check([*lost.values(), *fallen], compared, left)
+
+
+def _bars(earlier: Iterable[Figure]) -> dict[Key, dict[str, Figure]]:
+    """The best of each figure of the history, of each version of a peer."""
+    bars: dict[Key, dict[str, Figure]] = {}
+    for figure in earlier:
+        held = _held(figure)
+        if held is None or held.turns < FEWEST:
+            continue
+        versions = bars.setdefault(_key(figure), {})
+        best = versions.get(_version(figure))
+        if best is None or held.low > _sure(best).low:
+            versions[_version(figure)] = figure
+    return bars
+
+
+def _lost(earlier: Iterable[Figure], measured: Mapping[Key, Figure]) -> dict[Key, str]:
+    """Sentences on what voxtune could do once, and not now."""
+    lost = {}
+    for then in earlier:
+        figure = measured.get(_key(then))
+        if figure is None:
+            continue
+        problem = figure.measured.problem
+        if figure.is_own and problem and then.measured.seconds:
+            lost[_key(then)] = f"{_place(figure)} voxtune has no figures: {problem}."
+        elif not figure.is_own and problem.startswith(DIFFERS) and then.ratio is not None:
+            lost[_key(then)] = (
+                f"{_place(figure)} {figure.measured.program} {problem}; with {_past(then)} voxtune "
+                f"was {said_times(then.ratio)} as fast."
+            )
+    return lost
+
+
+def _why_not(
+    key: Key, versions: Mapping[str, Figure], measured: Mapping[Key, Figure]
+) -> str | None:
+    """Why a figure of the history cannot be compared; None where it can."""
+    figure = measured.get(key)
+    if figure is None:
+        return _NO_PEER if (*key[:-1], OWN) in measured else _NOT_MEASURED
+    if _held(figure) is None:
+        return _NO_FIGURE
+    return None if _version(figure) in versions else _ANOTHER
 
 
 def _held(figure: Figure) -> Spread | None:
     """What must not fall; None where there is none such."""
-    return figure.measured.peak_share if figure.is_own else figure.ratio
+    if not figure.is_own:
+        return figure.ratio
+    return None if figure.entry.place.platform == "cpu" else figure.measured.peak_share
 
 
 def _sure(figure: Figure) -> Spread:
@@ -61,20 +148,31 @@ def _sure(figure: Figure) -> Spread:
     return held
 
 
-def _key(figure: Figure) -> tuple[str, ...]:
-    """What is the same of figures that are compared."""
-    version = "" if figure.is_own else figure.measured.version
-    return (*figure.case, figure.measured.program, version)
+def _key(figure: Figure) -> Key:
+    """What is the same of figures that are compared, but for a peer's version."""
+    return (*figure.case, figure.measured.program)
+
+
+def _version(figure: Figure) -> str:
+    """Of a peer: another one is not the same measure."""
+    return "" if figure.is_own else figure.measured.version
+
+
+def _listed(left: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {why}" for why, count in left.items())
 
 
 def _place(figure: Figure) -> str:
     return f"{figure.measured.suite}, {figure.measured.case}:"
 
 
+def _past(figure: Figure) -> str:
+    return f"{figure.entry.place.revision} of {figure.entry.place.date}"
+
+
 def _sentence(figure: Figure, best: Figure) -> str:
     """That one has fallen behind another."""
-    now, then = _sure(figure), _sure(best)
-    past = f"{best.entry.place.revision} of {best.entry.place.date}"
+    now, then, past = _sure(figure), _sure(best), _past(best)
     if figure.is_own:
         return (
             f"{_place(figure)} voxtune reaches {said_share(now)} of the measured peak; with "

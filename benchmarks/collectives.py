@@ -13,7 +13,12 @@ _OPERATION = re.compile(
 )
 _ARRAY = re.compile(r"\b(pred|(?:[a-z]+)(\d+)\w*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-<>]+) \(.*\{$")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+# One computation, or several in braces: those of a conditional, for example.
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|(?:true|false)_computation"
+    r"|(?:branch|called)_computations)=(\{[^}]*\}|[^,\s]+)"
+)
+_NAME = re.compile(r"[\w.\-]+")
 _BODY = re.compile(r"\bbody=%?([\w.\-]+)")
 
 
@@ -116,7 +121,8 @@ def _in_loops(text: str) -> set[str]:
     called: dict[str, set[str]] = {}
     wanted: list[str] = []
     for computation, line in _lines(text):
-        called.setdefault(computation, set()).update(_CALLED.findall(line))
+        of_line = _NAME.findall(" ".join(_CALLED.findall(line)))
+        called.setdefault(computation, set()).update(of_line)
         wanted += _BODY.findall(line)
     return _reached(wanted, called)
 

@@ -1,13 +1,15 @@
 """What was measured beside what: a peer's figures and voxtune's of the same turns. No JAX here."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from voxtune.benchmarks import measurement
 from voxtune.benchmarks.history import Entry
 from voxtune.benchmarks.measurement import Measurement, Spread
 
 OWN = "voxtune"
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,16 @@ def figures_of(entries: Iterable[Entry]) -> list[Figure]:
     Args:
         entries: in the order in which they were measured on each machine.
     """
-    own: dict[tuple[str, str, str], Entry] = {}
+    own: dict[tuple[str, ...], Entry] = {}
     found = []
     for entry in entries:
         figure = Figure(entry)
+        # Of two runs at once, whose lines are mixed, each has a place of its own.
+        case = (*figure.case, repr(entry.place))
         if figure.is_own:
-            own[figure.case] = entry
+            own[case] = entry
         else:
-            beside = own.get(figure.case)
-            if beside is not None and beside.place == entry.place:
-                figure = Figure(entry, beside)
+            figure = Figure(entry, own.get(case))
         found.append(figure)
     return found
 
@@ -73,3 +75,17 @@ def newest(figures: Iterable[Figure]) -> list[Figure]:
     """The last of each program in each case, in the order in which cases and programs came."""
     last = {(*each.case, each.measured.program): each for each in figures}
     return list(last.values())
+
+
+def of_each_machine(items: Iterable[Item], machine: Callable[[Item], str], most: int) -> list[Item]:
+    """The first so many of each machine, in their order.
+
+    Args:
+        items: figures for example.
+        machine: of an item.
+        most: of a machine.
+    """
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        found.setdefault(machine(item), []).append(item)
+    return [item for own in found.values() for item in own[:most]]

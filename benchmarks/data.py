@@ -3,12 +3,13 @@
 Examples a second from a store on disk, without and with worker processes, from the host's memory
 and from the device's; beside a plain loop that loads each scan with nibabel, and PyTorch's
 DataLoader with MONAI's cache. All cut blocks of one shape out of the same scans, which the others
-read from .nii.gz files; voxtune's and the loop's lie on the device in the end. Each process first
-takes some batches that are not timed, or those that were read ahead would be; all take turns.
+read from .nii.gz files; voxtune's and the loop's lie on the device in the end, MONAI's in the
+host's memory, and cases say so. Each process first takes some batches that are not timed, or those
+that were read ahead would be; all take turns.
 
 Then a U-Net is fine-tuned from each place, and `data_wait` of its metrics.jsonl is told: the share
 of time that the loop waits for the next batch. And each augmentation profile is timed beside a
-training step on the same batch.
+training step on the same batch. `--blocks` is of the blocks that are only cut.
 """
 
 import dataclasses
@@ -58,7 +59,7 @@ class Job:
     Attributes:
         scan: edge of the phantoms, voxels, where no store is given.
         subjects: how many phantoms.
-        edge: of the blocks that are cut, voxels.
+        edge: of the blocks that are only cut, voxels.
         batch: blocks at a time.
         batches: whose time a turn tells.
         steps: of each run that fine-tunes.
@@ -133,9 +134,11 @@ def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Meas
         store = read_store(str(path))
         check(job, path, store)
         file = write_job(job, folder, path, store)
-        name = "phantoms" if given.store is None else path.name
-        yield from _places(job, file, peers, f"{len(store.cases)} {name}")
-        yield from _runs(job, file)
+        of_store = f"scans of {path.resolve().name}"
+        kind = f"phantoms of {job.scan}³" if given.store is None else of_store
+        scans = f"{len(store.cases)} {kind}"
+        yield from _places(job, file, peers, scans)
+        yield from _runs(job, file, scans)
         yield from _augmentation(job, file)
 
 
@@ -249,6 +252,7 @@ def _places(job: Job, file: Path, peers: Mapping[str, Path], scans: str) -> Iter
         for each in programs[len(ways) :]:
             if not each.problem and (problem := difference(job, each.hello)):
                 each.problem = problem
+                each.end()
         take_turns(programs, job.turns, warm=0)
     others = {each.name: each for each in programs if each.name != OWN}
     for place, (_, beside) in PLACES.items():
@@ -271,12 +275,20 @@ def difference(job: Job, hello: Mapping[str, Any]) -> str:
 def measurement(job: Job, place: str, scans: str, program: Program) -> Measurement:
     """Of a program beside a place of voxtune's."""
     blocks = job.batch * job.batches
+    ends = "host" if program.name in MONAI else "device"
+    others = " (MONAI's to the host)" if {*PLACES[place][1]} & {*MONAI} else ""
     turns = [] if program.problem else program.turns[1:]
     return Measurement(
         "data",
-        f"{job.edge}³, batch {job.batch}, of {scans}, from {place}",
+        f"{job.edge}³, batch {job.batch}, of {scans}, from {place} to the device{others}",
         program.name,
-        settings={"block": job.edge, "batch": job.batch, "place": place, "scans": scans},
+        settings={
+            "block": job.edge,
+            "batch": job.batch,
+            "place": place,
+            "to": ends,
+            "scans": scans,
+        },
         seconds=tuple(each["seconds"] for each in turns),
         work=Work(blocks, blocks * job.edge**3),
         memory=max((each["memory"] for each in turns if "memory" in each), default=None),
@@ -285,7 +297,7 @@ def measurement(job: Job, place: str, scans: str, program: Program) -> Measureme
     )
 
 
-def _runs(job: Job, file: Path) -> Iterator[Measurement]:
+def _runs(job: Job, file: Path, scans: str) -> Iterator[Measurement]:
     """Fine-tunes from each place, one after the other: a run of several seconds each."""
     about = json.loads(file.read_text())
     for place in job.places:
@@ -299,14 +311,19 @@ def _runs(job: Job, file: Path) -> Iterator[Measurement]:
         yield Measurement(
             "data",
             f"fine-tuning, {', '.join(job.network)}, {job.trained}³, batch {job.batch}, {job.dtype}"
-            f", from {place}",
+            f", on {scans}, from {place}",
             OWN,
-            settings={"block": job.trained, "batch": job.batch, "dtype": job.dtype, **options},
+            settings={
+                "block": job.trained,
+                "batch": job.batch,
+                "dtype": job.dtype,
+                "scans": scans,
+                **options,
+            },
             seconds=tuple(said.get("steps", ())),
             work=Work(job.batch, job.batch * job.trained**3),
-            first=said.get("seconds"),
             memory=said.get("memory"),
-            values={"data_wait": said["data_wait"]} if said else {},
+            values={"data_wait": said["data_wait"], "run_seconds": said["seconds"]} if said else {},
             version=program.hello.get("version", ""),
             problem=program.problem,
         )
@@ -323,9 +340,14 @@ def _augmentation(job: Job, file: Path) -> Iterator[Measurement]:
         shares = [took / (took + each["seconds"]) for took, each in zip(times, turns, strict=True)]
         yield Measurement(
             "data",
-            f"augmentation {profile}, {job.augmented}³, batch {job.batch}",
+            f"augmentation {profile}, {job.augmented}³, batch {job.batch}, {job.dtype}",
             OWN,
-            settings={"block": job.augmented, "batch": job.batch, "profile": profile},
+            settings={
+                "block": job.augmented,
+                "batch": job.batch,
+                "dtype": job.dtype,
+                "profile": profile,
+            },
             seconds=tuple(times),
             work=Work(job.batch, job.batch * job.augmented**3),
             first=program.turns[0]["profiles"][profile] if turns else None,

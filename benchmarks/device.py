@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import jax
 
@@ -13,20 +14,34 @@ from voxtune.models.errors import InputError
 
 _ASK = """
 import json, jax
-first = jax.devices()[0]
-print(json.dumps({"kind": first.device_kind, "platform": first.platform}))
+found = jax.devices()
+kind, platform = found[0].device_kind, found[0].platform
+print(json.dumps({"kind": kind, "platform": platform, "count": len(found)}))
 """
 _SECONDS = 120.0  # in which JAX has to find its devices
 
 
-@functools.cache
+@dataclass(frozen=True)
+class Devices:
+    """The first that JAX finds, and how many there are."""
+
+    first: Device
+    count: int
+
+
 def device() -> Device:
-    """The first that JAX finds. Asked once in a process.
+    """The first that JAX finds; see `devices`."""
+    return devices().first
+
+
+@functools.cache
+def devices() -> Devices:
+    """What JAX finds. Asked once in a process.
 
     Raises:
         InputError: it finds none.
     """
-    command = [sys.executable, "-c", _ASK]
+    command = [sys.executable, "-P", "-c", _ASK]  # -P: no module of the current folder
     try:
         done = subprocess.run(
             command,
@@ -38,7 +53,8 @@ def device() -> Device:
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise InputError("JAX finds no device; 'voxtune doctor' says why.") from error
-    return Device(**json.loads(done.stdout.splitlines()[-1]))
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Devices(Device(found["kind"], found["platform"]), found["count"])
 
 
 def environment(platform: str) -> dict[str, str]:

@@ -15,12 +15,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from voxtune.benchmarks.device import environment
 from voxtune.engine.lock import WHOLE, locked
 from voxtune.engine.machine import PLUGINS
 from voxtune.engine.user_caches import cache_folder, exposed
 from voxtune.models.errors import InputError
 
 _FINISHED = "voxtune.json"  # what is in it; written last
+# Variables that are meant for voxtune's processes, or put others' modules before an environment's.
+_NOT_THEIRS = ("PYTHONPATH", "PYTHONHOME", "XLA_FLAGS", "TF_XLA_FLAGS")
 _NVIDIA = ("/dev/nvidiactl", "/dev/dxg")  # where there is such a GPU; the latter on WSL
 
 
@@ -32,6 +35,11 @@ def pythons(console: Console) -> dict[str, Path]:
     Raises:
         InputError: one cannot be made, or others could put programs of theirs there.
     """
+    if sys.platform == "win32":
+        raise InputError(
+            "--peers needs Linux or macOS, as nobody can say on Windows whose a folder is; measure "
+            "without it, or in WSL."
+        )
     try:
         caches = cache_folder("peers")
         reason = exposed(caches)
@@ -67,6 +75,19 @@ def requirements(cuda: bool) -> dict[str, tuple[str, ...]]:
         "torch": ("torch>=2.6", "monai>=1.4", "nibabel>=5.3"),
         "keras": ("keras>=3.10", f"{tensorflow}>=2.18", jax, "nibabel>=5.3"),
     }
+
+
+def peer_environment(platform: str, folder: Path) -> dict[str, str]:
+    """Variables of a peer's process, which is to find nothing but its environment.
+
+    Args:
+        platform: as of `voxtune.benchmarks.device.environment`.
+        folder: that is removed afterwards, for the settings that Keras keeps of its user.
+    """
+    found = {
+        name: value for name, value in environment(platform).items() if name not in _NOT_THEIRS
+    }
+    return {**found, "KERAS_HOME": str(folder / "keras")}
 
 
 def _on_cuda() -> bool:

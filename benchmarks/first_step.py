@@ -4,8 +4,9 @@
 
 imports what `voxtune finetune` does, makes the network and its state, traces the step, compiles it
 (or takes it from the cache of compiled programs, in the user's folder of caches) and does it. Then
-it writes a line of JSON: `version`, the seconds of these `parts`, how many programs were `found` in
-the cache, the most `memory` that was held, bytes, and what is wrong with the cache, as `unkept`.
+it writes a line of JSON: `version`, the seconds of these `parts`, how many programs of the step's,
+one, were `found` in the cache, the most `memory` that was held, bytes, and what is wrong with the
+cache, as `unkept`.
 """
 
 import importlib
@@ -34,16 +35,16 @@ def main() -> None:
 
     importlib.import_module("voxtune.engine.train")
     times.append(time.perf_counter())
-    found: list[str] = []
-    jax.monitoring.register_event_listener(
-        lambda event, **_: found.append(event) if event.endswith("/cache_hits") else None
-    )
     unkept = use_compile_cache()
     shape = (int(batch), *(int(edge),) * 3)
     own = OwnStep.of(NETS[network], shape, compute_dtype=dtype, mesh="data=1")
     jax.block_until_ready(own.state)
     times.append(time.perf_counter())
     lowered = own.lower()
+    found: list[str] = []
+    jax.monitoring.register_event_listener(
+        lambda event, **_: found.append(event) if event.endswith("/cache_hits") else None
+    )
     times.append(time.perf_counter())
     compiled = lowered.compile()
     times.append(time.perf_counter())

@@ -7,13 +7,14 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.figure import SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from voxtune.benchmarks.comparisons import of_each_machine
 from voxtune.benchmarks.results import said_times
 from voxtune.benchmarks.roofline import Layer, Reach
 from voxtune.benchmarks.throughput_plots import Drawing
 from voxtune.engine.formats import rounded
 from voxtune.engine.plots import add_legend, make_plain, shown_names
 
-MOST_NETS = 4
+MOST_NETS = 4  # of a machine
 _LONGEST = 34  # characters of a name
 _NET_HEIGHT = 3.2  # inches
 
@@ -23,9 +24,9 @@ def against_floors(reaches: Sequence[Reach]) -> Drawing | None:
     measured; and what each layer takes of a step at best. None without networks.
 
     Args:
-        reaches: of which the first few are drawn.
+        reaches: of which the first few of each machine are drawn.
     """
-    shown = reaches[:MOST_NETS]
+    shown = of_each_machine(reaches, lambda each: each.entry.place.machine, MOST_NETS)
     if not shown:
         return None
 

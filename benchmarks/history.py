@@ -12,7 +12,10 @@ from voxtune.benchmarks.measurement import Measurement, Work
 from voxtune.models.errors import InputError
 
 LARGEST = 10**8  # bytes of a file: a line has about two thousand, so of fifty thousand figures
-_FAR = 1e300  # no figure is beyond it; of a sum of a few, no float is exceeded
+# What figures can be; quotients of a few of them are finite, and none is by zero.
+_FAR = 1e30
+_SECONDS = 1e-9, 1e9
+_RATES = 1.0, _FAR  # FLOP/s, bytes/s
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Place:
         flags: variables that JAX and XLA heed, as they were set.
         copy: bytes/s that the device reads and writes of its memory; None where that is not known.
         products: data type → FLOP/s of the device in matrix products.
+        platform: of the device, as JAX names it.
     """
 
     revision: str
@@ -36,6 +40,7 @@ class Place:
     flags: Mapping[str, str]
     copy: float | None = None
     products: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    platform: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,11 @@ class Entry:
         """
         if not isinstance(content, Mapping):
             raise ValueError("is no JSON object")
-        for name, value in content.items():
+        for name in content:
             if name not in _FIELDS:
                 raise ValueError(f"has the field {name!r:.40}, which this version does not know")
-            if not _FIELDS[name](value):
-                raise ValueError(f"has a field '{name}' that is none of a measurement")
+        if odd := unfit(content):
+            raise ValueError(f"has a field '{odd[0]}' that is none of a measurement")
         values = dict(content)
         names = [each.name for each in dataclasses.fields(Place) if each.name in values]
         try:
@@ -78,16 +83,28 @@ class Entry:
         return Entry(place, measurement)
 
 
+def unfit(content: Mapping[str, Any]) -> list[str]:
+    """Fields that are none of an entry, as of a figure that is not finite.
+
+    Args:
+        content: field → value; of those that an entry has.
+    """
+    return [name for name, value in content.items() if not _FIELDS[name](value)]
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
 def _is_figure(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FAR
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _FAR
 
 
-def _is_rate(value: Any) -> bool:
-    return _is_figure(value) and value > 0
+def _within(limits: tuple[float, float]) -> Callable[[Any], bool]:
+    return lambda value: _is_figure(value) and limits[0] <= value <= limits[1]
+
+
+_is_time, _is_rate = _within(_SECONDS), _within(_RATES)
 
 
 def _is_count(value: Any) -> bool:
@@ -112,15 +129,16 @@ def _named(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 # Field → whether it can be so; all of `Place` and `Measurement`.
 _FIELDS: Mapping[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("revision", "date", "machine"), _is_text),
+    **dict.fromkeys(("revision", "date", "machine", "platform"), _is_text),
     **dict.fromkeys(("versions", "flags"), _named(_is_text)),
     "copy": _maybe(_is_rate),
     "products": _named(_is_rate),
     **dict.fromkeys(("suite", "case", "program", "version", "problem"), _is_text),
     "settings": _named(_is_setting),
-    **dict.fromkeys(("seconds", "floors"), _all(_is_rate)),
+    "seconds": _all(_is_time),
+    "floors": _all(_is_rate),
     "work": _named(_is_count),
-    "first": _maybe(_is_rate),
+    "first": _maybe(_is_time),
     "memory": _maybe(_is_count),
     "values": _named(_is_figure),
 }
@@ -156,8 +174,8 @@ def read(folder: Path) -> list[Entry]:
     """All lines of all machines, in the order of their files and of time.
 
     Raises:
-        InputError: the folder or a file cannot be read, a file is far too large, or a line is none
-            of a history.
+        InputError: the folder or a file cannot be read, a file is none or far too large, or a line
+            is none of a history.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is no folder; name the folder of the history.")
@@ -166,13 +184,16 @@ def read(folder: Path) -> list[Entry]:
 
 def _of_file(path: Path) -> list[Entry]:
     try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(
-                f"{path} is larger than {LARGEST:,} bytes, which no history is; move it away."
-            )
-        content = path.read_bytes()
+        if not path.is_file():  # a device or a pipe might never end
+            raise InputError(f"{path} is no file; move it away.")
+        with path.open("rb") as stream:
+            content = stream.read(LARGEST + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    if len(content) > LARGEST:
+        raise InputError(
+            f"{path} is larger than {LARGEST:,} bytes, which no history is; move it away."
+        )
     lines = content.split(b"\n")
     if lines[-1]:
         raise InputError(f"{path}, line {len(lines)}, is not written to its end; remove it.")

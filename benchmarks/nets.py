@@ -56,6 +56,16 @@ def in_order(net: Net, params: Any) -> list[tuple[tuple[str, ...], bool]]:
 def keras_weights(net: Net) -> list[np.ndarray]:
     """Random parameters as Keras stores them, from input to output."""
     _, params, _ = split(build(net.family, dict(net.arguments)))
+    return as_keras(net, params)
+
+
+def as_keras(net: Net, params: Any) -> list[np.ndarray]:
+    """Parameters as Keras stores them, from input to output.
+
+    Args:
+        net: the network.
+        params: its parameters, a nested dict.
+    """
     arrays = []
     for path, transposed in in_order(net, params):
         value: Any = params

@@ -3,8 +3,8 @@
     own_training.py NETWORK FILE DTYPE --shape B D H W [--remat] [--map pmap]
 
 does as `peer.py`, but writes the file that peers read. The shape is of the batch of each device. It
-tells besides a step's `flops`, and the number of `devices`; and in each turn, after its steps, the
-`floor`: FLOP/s that the devices have in a matrix product.
+tells besides a step's `flops`, and the number of `devices`; and from the third turn on, after its
+steps, the `floor`: FLOP/s that the devices have in a matrix product.
 """
 
 import argparse
@@ -13,15 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from voxtune.benchmarks.nets import NETS, keras_weights
+from voxtune.benchmarks.comparisons import OWN
+from voxtune.benchmarks.nets import NETS, as_keras, keras_weights
 from voxtune.benchmarks.own_step import OwnStep
 from voxtune.benchmarks.peer import (
     CLIP,
     DECAY,
+    EXACT,
     RATE,
     RefusalError,
     Training,
     jax_peak,
+    stepped,
     take_turns,
 )
 from voxtune.engine.speed import product_speed_now
@@ -42,10 +45,14 @@ def own_training(options: argparse.Namespace) -> Training:
     if any(size % multiple for size in block):
         raise RefusalError(f"it takes blocks whose edges are multiples of {multiple} voxels")
     devices = jax.local_device_count() if options.map == "pmap" else 1
+    dtype = options.dtype
+    if dtype == EXACT:
+        dtype = "float32"
+        jax.config.update("jax_default_matmul_precision", "highest")
     own = OwnStep.of(
         net,
         (batch * devices, *block),
-        compute_dtype=options.dtype,
+        compute_dtype=dtype,
         remat=options.remat,
         map=options.map,
         mesh=f"data={devices}",
@@ -75,8 +82,9 @@ def own_training(options: argparse.Namespace) -> Training:
         run,
         first.platform,
         jax_peak,
-        lambda: product_speed_now(first, jnp.dtype(options.dtype)) * alike,
+        lambda: product_speed_now(first, jnp.dtype(dtype)) * alike,
         {"devices": devices, "flops": own.flops},
+        parameters=lambda: as_keras(net, state.params),
     )
 
 
@@ -85,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser()
     made.add_argument("network", choices=NETS)
     made.add_argument("file")
-    made.add_argument("dtype", choices=("float32", "bfloat16"))
+    made.add_argument("dtype", choices=("float32", "bfloat16", EXACT))
     made.add_argument("--shape", type=int, nargs=4, required=True)
     made.add_argument("--remat", action="store_true")
     made.add_argument("--map", choices=("jit", "pmap"), default="jit")
@@ -96,7 +104,7 @@ def main() -> None:
     """Takes turns with its parent."""
     options = parser().parse_args()
     jax.config.update("jax_enable_compilation_cache", False)  # see `take_turns`
-    take_turns(("voxtune", "jax"), lambda: own_training(options), {})
+    take_turns(("voxtune", "jax"), lambda: own_training(options), {}, stepped(options.file, OWN))
 
 
 if __name__ == "__main__":

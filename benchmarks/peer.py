@@ -8,17 +8,20 @@ to norm 1. The batch is on the device before the first step.
     peer.py PROGRAM NETWORK FILE DTYPE
 
 writes a line of JSON with what it loaded. Then, for each line on standard input, it does a step, or
-from the third on as many as a second has room for, and answers with the `seconds` that each took,
-the `loss` before the last, and the most `memory` that the device has held so far, or on a CPU the
-process, bytes.
+from the third on as many as a second has room for but no more than a thousand, and answers with the
+`seconds` that each took, the `loss` before the last, and the most `memory` that the device has held
+so far, or on a CPU the process, bytes. After the first step it saves the parameters beside FILE, as
+PROGRAM.npz.
 
 What computes is the GPU where the framework sees one. There convolutions of float32 multiply in
-TF32, the default of each, and PyTorch and Keras have their usual mixed precision where DTYPE is
-bfloat16: autocast, and the policy `mixed_bfloat16`.
+TF32, the default of each, unless DTYPE is `exact`, by which frameworks are compared. PyTorch and
+Keras have their usual mixed precision where it is bfloat16: autocast, and the policy
+`mixed_bfloat16`.
 """
 
 import importlib
 import json
+import math
 import os
 import re
 import resource
@@ -34,9 +37,14 @@ import numpy as np
 RATE, DECAY, CLIP = 1e-4, 1e-5, 1.0
 DILATIONS = (1, 2, 4, 8, 16, 8, 4, 2, 1)  # brainchop's
 FILTERS = 21
-TURN = 1.0  # seconds that a turn is to last at least
-MOST = 100  # steps a turn
-TOO_LITTLE = r"(?i)out of memory|allocate memory|RESOURCE_EXHAUSTED|\bOOM\b"  # memory, they say
+EXACT = "exact"  # float32 that multiplies in nothing less
+TURN = 1.0  # seconds that a turn is to last at least, of steps of a millisecond or more
+MOST = 1000  # steps a turn
+# Of memory, they say; the last is NumPy's of more than anything can address.
+TOO_LITTLE = (
+    r"(?i)out of memory|allocate memory|RESOURCE_EXHAUSTED|\bOOM\b|ALLOC_FAILED|array is too big"
+)
+OUT_OF_MEMORY = "out of memory"
 Arrays = Sequence[np.ndarray]
 
 
@@ -49,6 +57,13 @@ def process_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Training:
     """A network that a framework trains on one batch.
@@ -59,6 +74,8 @@ class Training:
         memory: the most that was held so far, bytes.
         floor: FLOP/s of the devices in a matrix product, measured now; of voxtune's alone.
         about: what else is said of it.
+        notes: what belongs to the version.
+        parameters: those that it has now, as Keras stores them, from input to output.
     """
 
     run: Callable[[int], float]
@@ -66,6 +83,8 @@ class Training:
     memory: Callable[[], int] = process_peak
     floor: Callable[[], float] | None = None
     about: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    parameters: Callable[[], Arrays] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +96,7 @@ class Given:
         weights: as Keras stores them, from input to output.
         image: float32 `[B, D, H, W, 1]`.
         label: uint8 `[B, D, H, W]`.
-        dtype: `float32`, or `bfloat16` for mixed precision.
+        dtype: `float32`, `bfloat16` for mixed precision, or `exact`.
     """
 
     network: str
@@ -99,7 +118,7 @@ def torch_network(network: str, weights: Arrays) -> Any:
     import torch
     from torch import nn
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
 
     class UNet(nn.Module):
         def __init__(self, outputs: int) -> None:
@@ -141,12 +160,19 @@ def torch_network(network: str, weights: Arrays) -> Any:
 
     outputs = weights[-1].size
     net = (UNet if network == "unet" else mesh)(outputs).to(memory_format=torch.channels_last_3d)
-    layers = [each for each in net.modules() if isinstance(each, nn.Conv3d | nn.ConvTranspose3d)]
     with torch.no_grad():
+        layers = torch_layers(net)
         for layer, kernel, bias in zip(layers, weights[::2], weights[1::2], strict=True):
             layer.weight.copy_(torch.from_numpy(kernel).permute(4, 3, 0, 1, 2))
             layer.bias.copy_(torch.from_numpy(bias))
     return net
+
+
+def torch_layers(net: Any) -> list[Any]:
+    """Layers with parameters, from input to output."""
+    from torch import nn
+
+    return [each for each in net.modules() if isinstance(each, nn.Conv3d | nn.ConvTranspose3d)]
 
 
 def torch_training(given: Given, compiled: bool = False) -> Training:
@@ -157,6 +183,7 @@ def torch_training(given: Given, compiled: bool = False) -> Training:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cuda = device.type == "cuda"
     torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = given.dtype != EXACT
     outputs = given.weights[-1].size
     net = torch_network(given.network, given.weights).to(device)
     x = torch.from_numpy(given.image).permute(0, 4, 1, 2, 3).to(device)
@@ -190,9 +217,15 @@ def torch_training(given: Given, compiled: bool = False) -> Training:
             torch.cuda.synchronize()
         return loss.item()
 
-    if cuda:
-        return Training(run, "gpu", torch.cuda.max_memory_allocated)
-    return Training(run)
+    def parameters() -> Arrays:
+        found = []
+        for layer in torch_layers(net):
+            kernel = layer.weight.detach().permute(2, 3, 4, 1, 0)
+            found += [kernel.cpu().numpy(), layer.bias.detach().cpu().numpy()]
+        return found
+
+    memory = torch.cuda.max_memory_allocated if cuda else process_peak
+    return Training(run, "gpu" if cuda else "cpu", memory, parameters=parameters)
 
 
 def torch_compiled_training(given: Given) -> Training:
@@ -237,6 +270,8 @@ def keras_training(given: Given) -> Training:
 
     if given.dtype == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
+    if given.dtype == EXACT:
+        keras_exact()
     model = keras_network(given.network, given.weights, given.image.shape[1:])
     outputs = given.weights[-1].size
 
@@ -248,7 +283,12 @@ def keras_training(given: Given) -> Training:
         dice /= ops.sum(p, space) + ops.sum(truth, space) + 1
         return 1 - ops.mean(dice[:, 1:]) - ops.mean(ops.sum(truth * logs, -1))
 
-    optimizer = keras.optimizers.AdamW(RATE, weight_decay=DECAY, global_clipnorm=CLIP)
+    # Keras adds epsilon before the bias of the moments is corrected: as much as 1e-8 after it, in
+    # the first step, where it weighs most.
+    epsilon = 1e-8 * (1 - 0.999) ** 0.5
+    optimizer = keras.optimizers.AdamW(
+        RATE, weight_decay=DECAY, global_clipnorm=CLIP, epsilon=epsilon
+    )
     platform, memory = keras_device()
     # TensorFlow's own kernels are faster on CPUs than its XLA, Keras's default.
     xla = platform != "cpu" or keras.backend.backend() == "jax"
@@ -258,10 +298,23 @@ def keras_training(given: Given) -> Training:
     def run(steps: int) -> float:
         model.reset_metrics()  # or the loss is a mean over all steps so far
         for _ in range(steps):
-            found = model.train_on_batch(image, label)  # waits for the loss
+            found = model.train_on_batch(image, label)
         return float(found)
 
-    return Training(run, platform, memory)
+    notes = ("by train_on_batch, which waits for each step",)
+    return Training(run, platform, memory, notes=notes, parameters=model.get_weights)
+
+
+def keras_exact() -> None:
+    """From now on float32 multiplies in nothing less on Keras's backend."""
+    if os.environ["KERAS_BACKEND"] == "jax":
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "highest")
+        return
+    import tensorflow as tf
+
+    tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 def keras_device() -> tuple[str, Callable[[], int]]:
@@ -297,7 +350,7 @@ PEERS: dict[str, tuple[Callable[[Given], Training], tuple[str, ...]]] = {
 def problem_of(error: Exception) -> str | None:
     """What a framework raised, in words, where that is a result; None where something broke."""
     if isinstance(error, MemoryError) or re.search(TOO_LITTLE, str(error)):
-        return "out of memory"
+        return OUT_OF_MEMORY
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return f"torch.compile fails: {str(error).strip().splitlines()[0]}"
     return None
@@ -307,8 +360,16 @@ class RefusalError(Exception):
     """A program cannot do this case, for what it says."""
 
 
+def stepped(file: str, program: str) -> Path:
+    """Where a program saves its parameters after the first step, beside the file of the weights."""
+    return Path(file).with_name(f"{program}.npz")
+
+
 def take_turns(
-    needed: Sequence[str], make: Callable[[], Training], variables: Mapping[str, str]
+    needed: Sequence[str],
+    make: Callable[[], Training],
+    variables: Mapping[str, str],
+    kept: Path | None = None,
 ) -> None:
     """Says what it is, and trains when told to, as the module says.
 
@@ -316,6 +377,7 @@ def take_turns(
         needed: modules whose versions are told.
         make: what trains, once they are there.
         variables: that libraries heed.
+        kept: where parameters are saved after the first step.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
@@ -328,13 +390,18 @@ def take_turns(
     try:
         modules = [importlib.import_module(name) for name in needed]
         training = make()
-    except (ImportError, RefusalError) as error:
-        answer(missing=str(error))
+    except Exception as error:  # each framework has its own
+        told = isinstance(error, ImportError | RefusalError)
+        problem = str(error) if told else problem_of(error)
+        if problem is None:
+            raise
+        answer(missing=problem)
         return
     versions = [
         f"{each.__name__} {each.__version__}" for each in modules if hasattr(each, "__version__")
     ]
-    answer(version=", ".join(versions), platform=training.platform, **training.about)
+    version = ", ".join((*versions, *training.notes))
+    answer(version=version, platform=training.platform, **training.about)
     steps = 1
     for number, _ in enumerate(sys.stdin):
         began = time.perf_counter()
@@ -347,8 +414,16 @@ def take_turns(
             answer(problem=problem)
             return
         seconds = (time.perf_counter() - began) / steps
+        if not math.isfinite(loss):
+            answer(problem="its loss is not finite")
+            return
         found = {"seconds": seconds, "loss": loss, "memory": training.memory()}
-        answer(**found, **({} if training.floor is None else {"floor": training.floor()}))
+        if number == 0 and kept is not None and training.parameters is not None:
+            np.savez(kept, *training.parameters(), allow_pickle=False)
+        # Turns before the first that counts tell the memory of the steps alone.
+        if training.floor is not None and number > 1:
+            found["floor"] = training.floor()
+        answer(**found)
         if number == 1:  # which neither compiles nor counts
             steps = min(max(1, round(TURN / seconds)), MOST)
 
@@ -362,7 +437,8 @@ def main() -> None:
         "KERAS_BACKEND": needed[-1],
         "TORCHINDUCTOR_CACHE_DIR": f"{file}.inductor",
     }
-    take_turns(needed, lambda: make(Given.read(network, file, dtype)), variables)
+    kept = stepped(file, program)
+    take_turns(needed, lambda: make(Given.read(network, file, dtype)), variables, kept)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,26 @@ Each framework has a process of its own (`predict_peer.py`) with the same networ
 brainchop's MeshNet of 18 classes and Nobrainer's U-Net of one, with random weights. Two ways of
 running them are measured:
 
-- in one pass over the whole scan: `voxtune predict --block full`, and `model.predict` of Keras;
+- in one pass over the whole scan: `voxtune predict --block full`, and a Keras model, compiled;
 - by windows that overlap by a quarter, weighted by a Gaussian: `voxtune predict`, and
   `sliding_window_inference` of MONAI.
 
-"compute" is from the scaled image in memory to the probabilities on the device; "end to end" is
-from one NIfTI file to another: reading, scaling, computing, choosing classes and writing. That
-programs compute the same is checked on a small cube first.
+"compute" is from the scaled image in the host's memory to the probabilities on the device, which
+has finished them: they are not copied to the host. "end to end" is from one NIfTI file to another:
+reading, scaling, computing, choosing classes on the device, copying labels and writing. That
+programs compute the same is checked on a small cube first, and on the labels of the first turn.
+
+Where not all programs have room beside one another, each has its turns alone. That is a case of its
+own, which has no ratio: its times are minutes apart. So it is with a program that ran out of memory
+beside others, which is measured once more.
 """
 
 import dataclasses
+import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +35,7 @@ from scipy import ndimage
 from voxtune.benchmarks.device import device, environment, keep_to_cpu
 from voxtune.benchmarks.measurement import Measurement, Work
 from voxtune.benchmarks.nets import NETS, Net, keras_weights
+from voxtune.benchmarks.peer import OUT_OF_MEMORY
 from voxtune.benchmarks.predict_peer import CHECK, OVERLAP
 from voxtune.benchmarks.program import PAUSE, STARTING, Program, running, take_turns
 from voxtune.engine import config
@@ -59,32 +66,46 @@ PEERS: dict[str, dict[str, str]] = {
 PARTS = {"compute": "compute", "end to end": "seconds"}  # of a turn → what programs call it
 EDGES = {"cpu": (96, 48), "gpu": (256, 128)}  # of the scan, voxels; and of a quick one
 MULTIPLE = 16  # of which edges are, so that no program has to pad
-LARGEST = 128  # edge of windows, voxels
+LEAST = 48  # edge of a scan, voxels, that is larger than its windows
 QUICK_TURNS = 3
 LATE = 5.0  # a peer is stopped that takes so many times as long as voxtune
 CLOSE = 1e-3  # of probabilities
+AGREED = 0.99  # of labels, at least
+AGREED_ROUGHLY = 0.95  # on a GPU, where MONAI's are of bfloat16
 
 
 def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Measurement]:
     """Measures each network in both ways.
 
     Raises:
-        InputError: the scan's edge is none that all programs take.
+        InputError: JAX finds no device.
+        RuntimeError: voxtune's program broke.
     """
     keep_to_cpu()
     platform = device().platform
     edge = given.scan or EDGES.get(platform, EDGES["gpu"])[given.quick]
-    if edge % MULTIPLE or edge < 2 * MULTIPLE:
-        raise InputError(
-            f"--scan {edge} is not a multiple of {MULTIPLE} voxels, {2 * MULTIPLE} or more, as all "
-            "networks and programs take it; give such an edge."
-        )
     turns = min(given.turns, QUICK_TURNS) if given.quick else given.turns
     for network in given.networks:
         with tempfile.TemporaryDirectory() as place:
             prepare(NETWORKS[network], edge, Path(place), bool(peers))
             for way in PEERS:
                 yield from Case(network, way, edge, platform, Path(place), turns).measured(peers)
+
+
+def check_scan(edge: int) -> None:
+    """Makes sure that all programs take a scan.
+
+    Args:
+        edge: of the scan, voxels.
+
+    Raises:
+        InputError: they do not.
+    """
+    if edge % MULTIPLE or edge < LEAST:
+        raise InputError(
+            f"--scan {edge} is not a multiple of {MULTIPLE} voxels, {LEAST} or more, as all "
+            "networks and programs take it; give such an edge."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +130,7 @@ class Case:
 
     @property
     def window(self) -> int:
-        """Edge of the windows, voxels: two thirds of the scan, or less; 0 for one pass."""
+        """Edge of the windows, voxels; 0 for one pass."""
         return 0 if self.way == "one pass" else window_of(self.edge)
 
     @property
@@ -120,26 +141,33 @@ class Case:
 
     def measured(self, peers: Mapping[str, Path]) -> Iterator[Measurement]:
         """All programs' measurements, of the computation and from end to end."""
-        pythons = {name: peers[kind] for name, kind in PEERS[self.way].items() if kind in peers}
+        kinds = PEERS[self.way].items()
+        pythons = {name: str(peers[kind]) for name, kind in kinds if kind in peers}
+        free = available_memory()
         with running() as programs:
-            own = self._add(programs, OWN, sys.executable)
-            free = own.hello.get("room") or available_memory()
-            if not own.problem:
-                own.turn(STARTING)
-            together = fit_together(own, 1 + len(pythons), free)
-            if not together:
+            own = self._added(programs, OWN, sys.executable)
+            together = fit_together(own, 1 + len(pythons), own.hello.get("room") or free)
+            if together:
+                for name, python in pythons.items():
+                    self._added(programs, name, python)
+                take_turns(programs, self.turns - 1, warm=0, late=LATE)
+                lost = lost_beside(programs)
+                for each in programs:
+                    each.end()
+            else:
                 alone(own, self.turns)
-            for name, python in pythons.items():
-                peer = self._add(programs, name, python)
-                if not together:
-                    alone(peer, self.turns, own)
-            if together:  # voxtune has had its first turn; without peers it needs no other such
-                rounds = self.turns if pythons else self.turns - 1
-                take_turns(programs, rounds, warm=0, late=LATE)
-        yield from self._found(programs, together)
+                lost = list(pythons)
+            for name in lost:
+                again = self._added(programs, name, {OWN: sys.executable, **pythons}[name])
+                alone(again, self.turns, own)
+        last = {each.name: each for each in programs}
+        yield from self._found(list(last.values()), pythons if OWN in lost else lost)
 
-    def _add(self, programs: list[Program], name: str, python: str | Path) -> Program:
-        """One more program, which has loaded and computes what voxtune does, or has a problem."""
+    def _added(self, programs: list[Program], name: str, python: str) -> Program:
+        """One more program, which does what voxtune does and has had a turn, or has a problem.
+
+        That turn may compile, and does not count.
+        """
         arguments = (name, self.network, str(self.folder), str(self.window))
         program = Program.start(
             *(name, python, "predict_peer.py", *arguments), environment=environment(self.platform)
@@ -148,19 +176,33 @@ class Case:
         program.load()
         if name != OWN and not program.problem:
             program.problem = difference(program, self.platform, self.folder)
-            if program.problem:
-                program.end()
+        if not program.problem:
+            program.turn(STARTING)
+        if name != OWN and not program.problem:
+            program.problem = mislabelled(self.folder, name, self.platform)
+        if program.problem:
+            program.end()
         return program
 
-    def _found(self, programs: Sequence[Program], together: bool) -> Iterator[Measurement]:
+    def _found(self, programs: Sequence[Program], apart: Collection[str]) -> Iterator[Measurement]:
+        """What was measured of programs, of which voxtune is the first.
+
+        Args:
+            programs: that have had their turns.
+            apart: names of peers that have had them when voxtune had none.
+
+        Raises:
+            RuntimeError: voxtune's broke.
+        """
+        own, *others = programs
+        if own.problem.startswith("ended by signal"):
+            raise RuntimeError(f"{own.name} {own.problem}")
         settings = {
             "network": self.network,
             "scan": self.edge,
             **({"window": self.window} if self.window else {}),
-            "interleaved": together,
         }
         work = work_of(NETWORKS[self.network], self.edge, self.window)
-        own, *others = programs
         values = {
             peer.name: {"agreement": agreement(self.folder, own.name, peer.name)}
             for peer in others
@@ -168,11 +210,12 @@ class Case:
         }
         for part, key in PARTS.items():
             for program in programs:
+                beside = program.name not in apart
                 about: dict[str, Any] = {
                     "suite": "predict",
-                    "case": f"{self.title}, {part}",
+                    "case": f"{self.title}, {part}{'' if beside else ', not beside voxtune'}",
                     "program": program.name,
-                    "settings": {**settings, "part": part},
+                    "settings": {**settings, "part": part, "interleaved": beside},
                     "work": work,
                     "version": program.hello.get("version", ""),
                 }
@@ -191,8 +234,12 @@ class Case:
 
 
 def window_of(edge: int) -> int:
-    """Edge of the windows over a scan, voxels: what networks are trained with, or less."""
-    return min(LARGEST, edge * 2 // 3 // MULTIPLE * MULTIPLE)
+    """Edge of the windows over a scan, voxels: two thirds of it, or a little more.
+
+    Two lie along each axis then, one at either end, in all programs: where there are more, voxtune
+    spaces them evenly, MONAI all but the last.
+    """
+    return math.ceil(edge * 2 / 3 / MULTIPLE) * MULTIPLE
 
 
 def fit_together(own: Program, programs: int, free: int | None) -> bool:
@@ -212,16 +259,27 @@ def alone(program: Program, turns: int, own: Program | None = None) -> None:
     """Has a program take its turns without others, and ends it.
 
     Args:
-        program: one that is ready.
-        turns: of it that count; one that may compile comes first.
+        program: one that has had its first turn.
+        turns: of it that count.
         own: the one that has had its turns, and that it is stopped after, if far too late.
     """
-    for number in range(1 + turns):
+    fastest = min((each["seconds"] for each in own.turns), default=None) if own else None
+    for _ in range(turns):
         if not program.problem:
-            fastest = min((each["seconds"] for each in own.turns), default=None) if own else None
-            program.turn(LATE * fastest if number and fastest else STARTING)
             time.sleep(PAUSE)
+            program.turn(LATE * fastest if fastest else STARTING)
     program.end()
+
+
+def lost_beside(programs: Sequence[Program]) -> list[str]:
+    """Names of those for which others may have left too little memory.
+
+    Args:
+        programs: that were there together, after voxtune, the first, had had a turn alone.
+    """
+    own, *peers = programs
+    tried = [own, *peers] if own.turns else peers
+    return [each.name for each in tried if peers and each.problem == OUT_OF_MEMORY]
 
 
 def difference(peer: Program, platform: str, folder: Path) -> str:
@@ -235,6 +293,16 @@ def difference(peer: Program, platform: str, folder: Path) -> str:
     if furthest < CLOSE:
         return ""
     return f"does not compute what voxtune does: probabilities differ by {furthest:.1e}"
+
+
+def mislabelled(folder: Path, name: str, platform: str) -> str:
+    """Why a peer that has had a turn takes no more: its labels. Empty where they are voxtune's."""
+    if not (folder / f"{OWN}.nii.gz").exists():
+        return ""
+    agreed = agreement(folder, OWN, name)
+    if agreed >= (AGREED if platform == "cpu" else AGREED_ROUGHLY):
+        return ""
+    return f"does not compute what voxtune does: {100 * agreed:.1f} % of labels agree"
 
 
 def agreement(folder: Path, first: str, second: str) -> float:

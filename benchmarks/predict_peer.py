@@ -11,6 +11,10 @@ float32 throughout. Then, for each line on standard input, it predicts scan.nii.
 labels as PROGRAM.nii.gz, and answers with `seconds` end to end, those of the computation alone,
 `compute`, and the most `memory` that the device has held so far, or on a CPU the process, bytes.
 
+The computation starts with the scaled image in the host's memory, and has ended when the
+probabilities are computed, wherever they lie. What follows belongs to the end to end: classes are
+chosen on the device, and labels copied to the host.
+
 What computes is what JAX finds, or the GPU where a framework has one. There PyTorch is compiled and
 computes in bfloat16 where its autocast does, JAX and TensorFlow in TF32 as they do unless told
 otherwise.
@@ -23,7 +27,7 @@ import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +69,17 @@ class Framework:
     notes: tuple[str, ...] = ()
 
 
-def of_network(network: Network, folder: Path, name: str) -> Callable[[], float]:
-    """Reads, scales to [0, 1], predicts and writes a scan as one does with NumPy and nibabel."""
+def of_network(
+    network: Network, argmax: Callable[[Any, int], Any], folder: Path, name: str
+) -> Callable[[], float]:
+    """Reads, scales to [0, 1], predicts and writes a scan as one does with NumPy and nibabel.
+
+    Args:
+        network: that predicts.
+        argmax: of its framework, along an axis.
+        folder: see the module.
+        name: of the program.
+    """
     import nibabel as nib
 
     def predict() -> float:
@@ -79,8 +92,8 @@ def of_network(network: Network, folder: Path, name: str) -> Callable[[], float]
         if probabilities.shape[-1] == 1:
             labels = probabilities[..., 0] > 0.5
         else:
-            labels = probabilities.argmax(-1)
-        if hasattr(labels, "cpu"):  # PyTorch's, which may lie on a GPU
+            labels = argmax(probabilities, -1)
+        if hasattr(labels, "byte"):  # PyTorch's, which NumPy does not fetch from a GPU
             labels = labels.byte().cpu()
         labels = np.asarray(labels).astype(np.uint8)
         nib.save(nib.Nifti1Image(labels, scan.affine), folder / f"{name}.nii.gz")
@@ -90,22 +103,59 @@ def of_network(network: Network, folder: Path, name: str) -> Callable[[], float]
 
 
 def keras(network: str, weights: Any, folder: Path, name: str, window: int) -> Framework:
-    """Keras 3 by `predict`, the whole volume at once; on a GPU it copies the result to the host."""
+    """Keras 3, the whole volume at once."""
     import nibabel as nib
+    from keras import ops
 
     def made(shape: tuple[int, ...]) -> Network:
         activation = "sigmoid" if weights[-1].size == 1 else "softmax"
         model = PEER["keras_network"](network, weights, (*shape, 1), activation)
-        # TensorFlow's own kernels are faster on CPUs than its XLA, Keras's default.
-        model.compile(jit_compile=on_jax if platform == "cpu" else "auto")
-        return lambda image: model.predict(image[None, ..., None], verbose=0)[0]
+        return on_jax_of(model) if on_jax else on_tensorflow_of(model, xla=platform != "cpu")
 
     on_jax = name == "Keras-JAX"
     platform, memory = PEER["keras_device"]()
     exact = jax_exact if on_jax else tensorflow_exact
     scan: Any = nib.load(folder / "scan.nii.gz")
-    predict = of_network(made(scan.shape), folder, name)
+    argmax = on_host if platform == "cpu" else ops.argmax
+    predict = of_network(made(scan.shape), argmax, folder, name)
     return Framework(made((CHECK,) * 3), predict, platform, memory, exact)
+
+
+def on_host(values: Any, axis: int) -> np.ndarray:
+    """NumPy's argmax, which is faster on CPUs than TensorFlow's."""
+    return np.asarray(values).argmax(axis)
+
+
+def on_jax_of(model: Any) -> Network:
+    """A network of Keras's on JAX, jitted as its `predict` does; that copies to the host as well.
+
+    Args:
+        model: `[1, D, H, W, 1]` → `[1, D, H, W, K]`.
+    """
+    import jax
+
+    state = model.trainable_variables, model.non_trainable_variables
+    values = [[each.value for each in variables] for variables in state]
+
+    @jax.jit
+    def call(values: Any, x: Any) -> Any:
+        return model.stateless_call(*values, x, training=False)[0][0]
+
+    return lambda image: jax.block_until_ready(call(values, image[None, ..., None]))
+
+
+def on_tensorflow_of(model: Any, xla: bool) -> Network:
+    """The same on TensorFlow; its own kernels are faster on CPUs than its XLA, Keras's default."""
+    import tensorflow as tf
+
+    call = tf.function(lambda x: model(x, training=False)[0], jit_compile=xla)
+
+    def network(image: np.ndarray) -> Any:
+        found = call(tf.convert_to_tensor(image[None, ..., None]))
+        tf.test.experimental.sync_devices()
+        return found
+
+    return network
 
 
 def jax_exact() -> AbstractContextManager[None]:
@@ -137,6 +187,7 @@ def monai(network: str, weights: Any, folder: Path, name: str, window: int) -> F
     layers = PEER["torch_network"](network, weights).eval().to(device)
     fast = compiled(layers, window) if cuda else layers
     notes = ("bfloat16 autocast", "eager" if fast is layers else "compiled") if cuda else ()
+    weighting = gaussian(window).to(device)
     last = torch.sigmoid if weights[-1].size == 1 else lambda logits: logits.softmax(1)
 
     def on_device(image: np.ndarray) -> torch.Tensor:
@@ -156,15 +207,26 @@ def monai(network: str, weights: Any, folder: Path, name: str, window: int) -> F
         torch.backends.cudnn.allow_tf32 = True
         with torch.inference_mode():
             found: Any = sliding_window_inference(
-                on_device(image), window, 1, forward, OVERLAP, "gaussian"
+                on_device(image), window, 1, forward, OVERLAP, roi_weight_map=weighting
             )
         if cuda:
             torch.cuda.synchronize()
         return found[0].movedim(0, -1)
 
     memory = torch.cuda.max_memory_allocated if cuda else process_peak
-    predict = of_network(windows, folder, name)
+    predict = of_network(windows, torch.argmax, folder, name)
     return Framework(check, predict, "gpu" if cuda else "cpu", memory, notes=notes)
+
+
+def gaussian(window: int) -> Any:
+    """Weights of a window's voxels `[1, 1, W, W, W]`, a Gaussian an eighth of it wide as voxtune's.
+
+    MONAI's own is the same, but nowhere below 1e-3, which changes a random network's labels.
+    """
+    import torch
+
+    bell = torch.exp(-32 * ((torch.arange(window) - (window - 1) / 2) / window) ** 2)
+    return bell[:, None, None] * bell[:, None] * bell[None, None, None]
 
 
 def compiled(layers: Any, window: int) -> Any:
@@ -243,7 +305,37 @@ PROGRAMS: dict[str, tuple[Callable[..., Framework], tuple[str, ...]]] = {
 def first_to_end() -> None:
     """Where memory runs out, Linux ends this process rather than another."""
     if sys.platform == "linux":
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        with suppress(OSError):  # in a container that may not be written
+            Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def ready(name: str, network: str, folder: Path, window: int) -> tuple[Framework, str]:
+    """A program that holds its network, which it has checked, and its version."""
+    make, needed = PROGRAMS[name]
+    modules = [importlib.import_module(each) for each in needed]
+    importlib.import_module("nibabel")
+    with np.load(folder / "weights.npz") as arrays:
+        weights = [arrays[f"weight{number}"] for number in range(len(arrays.files))]
+    held = make(network, weights, folder, name, window)
+    if (folder / "check.npy").exists():
+        with held.exact():
+            found = held.check(np.load(folder / "check.npy"))
+        np.save(folder / f"{name}.npy", np.asarray(found))
+    versions = [
+        f"{each.__name__} {each.__version__}" for each in modules if hasattr(each, "__version__")
+    ]
+    return held, ", ".join((*versions, *held.notes))
+
+
+def turn(held: Framework) -> dict[str, float]:
+    """Predicts, and tells what the module says."""
+    began = time.perf_counter()
+    compute = held.predict()
+    seconds = time.perf_counter() - began
+    found = {"seconds": seconds, "compute": compute, "memory": held.memory()}
+    if held.floor is not None:  # which takes memory as well
+        found["floor"] = held.floor()
+    return found
 
 
 def main() -> None:
@@ -252,10 +344,9 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     name, network, place, *given = sys.argv[1:]
     folder, window = Path(place), int(given[0]) if given else 0
-    make, needed = PROGRAMS[name]
     os.environ |= {
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "KERAS_BACKEND": needed[-1],
+        "KERAS_BACKEND": PROGRAMS[name][1][-1],
         # Nothing is taken that was compiled before: how long that takes is told apart.
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
@@ -265,38 +356,18 @@ def main() -> None:
     def answer(**values: object) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
+    trouble = "missing"  # how what goes wrong is called in the first answer
     try:
-        modules = [importlib.import_module(each) for each in (*needed, "nibabel")]
-    except ImportError as error:
-        answer(missing=str(error))
-        return
-    with np.load(folder / "weights.npz") as arrays:
-        weights = [arrays[f"weight{number}"] for number in range(len(arrays.files))]
-    held = make(network, weights, folder, name, window)
-    if (folder / "check.npy").exists():
-        with held.exact():
-            found = held.check(np.load(folder / "check.npy"))
-        np.save(folder / f"{name}.npy", np.asarray(found))
-    versions = [
-        f"{each.__name__} {each.__version__}"
-        for each in modules[:-1]
-        if hasattr(each, "__version__")
-    ]
-    version = ", ".join((*versions, *held.notes))
-    answer(version=version, platform=held.platform, room=held.room)
-    for _ in sys.stdin:
-        began = time.perf_counter()
-        try:
-            compute = held.predict()
-        except Exception as error:  # each framework has its own
-            problem = PEER["problem_of"](error)
-            if problem is None:
-                raise
-            answer(problem=problem)
-            return
-        seconds = time.perf_counter() - began
-        floor = {} if held.floor is None else {"floor": held.floor()}
-        answer(seconds=seconds, compute=compute, memory=held.memory(), **floor)
+        held, version = ready(name, network, folder, window)
+        answer(version=version, platform=held.platform, room=held.room)
+        trouble = "problem"
+        for _ in sys.stdin:
+            answer(**turn(held))
+    except Exception as error:  # each framework has its own
+        said = str(error) if isinstance(error, ImportError) else PEER["problem_of"](error)
+        if said is None:
+            raise
+        answer(**{trouble: said})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,8 @@ from voxtune.benchmarks.comparisons import OWN
 
 PAUSE = 0.3  # seconds between turns, for threads that wait for work to fall asleep
 STARTING = 900.0  # seconds that a program may take to load, and to compile in its first turn
+GRACE = 5.0  # seconds in which a program ends that waits for a line, when no more will come
+TIDYING = 1.0  # seconds that what it has started has to end, and to free what it shares
 _LONGEST = 200  # letters of a problem
 _FOLDERS = r"/[^\s'\"]*/"
 
@@ -45,6 +47,7 @@ class Program:
         turns: what it said of each turn.
         problem: why it takes no further turns; empty as long as it does.
         errors: file that holds what it writes to its standard error; None where that is elsewhere.
+        waits: whether it has answered all, and waits for a line.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Program:
     turns: list[dict[str, Any]] = field(default_factory=list)
     problem: str = ""
     errors: IO[bytes] | None = None
+    waits: bool = False
 
     @staticmethod
     def start(
@@ -141,6 +145,7 @@ class Program:
             RuntimeError: it ended instead.
         """
         assert self.process.stdout
+        self.waits = False
         late = threading.Event()
 
         def stop() -> None:
@@ -155,6 +160,7 @@ class Program:
         finally:
             timer.cancel()
         if line:
+            self.waits = True
             return json.loads(line)
         status = self.process.wait()
         said = self._last_line()
@@ -171,22 +177,54 @@ class Program:
             self.process.stdin.flush()
         return self.listen(limit)
 
-    def end(self) -> None:
-        """Ends it, and what it has started; it may have ended."""
+    def let_go(self) -> None:
+        """Tells it that no more lines will come, upon which it ends, unless it is at work."""
         assert self.process.stdin
-        if self.process.stdin.closed:  # done before: its number may be another process's by now
+        with suppress(OSError):  # of a line that it did not read any more
+            self.process.stdin.close()
+
+    def end(self) -> None:
+        """Ends it, and what it has started; it may have ended.
+
+        Where it waits, it may end by itself, and close what it has opened; at work it is killed.
+        """
+        assert self.process.stdout
+        if self.process.stdout.closed:  # done before: its number may be another process's by now
             return
-        self._kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.errors):
-            if stream is not None:
-                with suppress(OSError):  # of a line that it did not read any more
-                    stream.close()
+        self.let_go()
+        try:
+            if self.waits:
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(GRACE)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self._end_group()
+            self.process.stdout.close()
+            if self.errors is not None:
+                self.errors.close()
+
+    def _end_group(self) -> None:
+        """Ends what it has started and left behind.
+
+        Python's resource tracker, which frees the shared memory of processes that were killed,
+        heeds no SIGTERM, and ends when they have.
+        """
+        if sys.platform == "win32":
+            return
+        # None of its group is left, or it has none of its own; macOS says it differently.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+            ends = time.monotonic() + TIDYING
+            while time.monotonic() < ends:
+                os.killpg(self.process.pid, 0)
+                time.sleep(0.01)
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def _kill(self) -> None:
+        """Ends it and what it has started, at once."""
         if sys.platform != "win32":
-            # None of its group is left, or it has none of its own; macOS says it differently.
-            with suppress(ProcessLookupError, PermissionError):
+            with suppress(ProcessLookupError, PermissionError):  # as in `_end_group`
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
 
@@ -212,8 +250,10 @@ def running(programs: Iterable[Program] = ()) -> Iterator[list[Program]]:
             started.append(each)  # at once: it has to end where the next cannot be started
         yield started
     finally:
-        for each in started:
-            each.end()
+        with ExitStack() as ends:  # all of them, also where one is interrupted
+            for each in started:
+                each.let_go()
+                ends.callback(each.end)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from voxtune.benchmarks.measurement import Measurement, Spread
 from voxtune.engine.formats import rounded, size
 
 UNITS = {"predict": "scans", "convert": "files"}  # of `work.blocks`, where they are not blocks
+MOST_VALUES = 4  # of `Measurement.values` in a line or a table; the page has all
 _WIDEST = 120  # columns of a table
 _NOISY = "*"
 
@@ -32,7 +33,10 @@ def said_seconds(seconds: float) -> str:
 
 
 def said_took(took: Spread) -> str:
-    """A time with its quartiles, as `503 ms (498 to 511)`, in the unit of the median."""
+    """A time with its quartiles, as `503 ms (498 to 511)`, in the unit of the median.
+
+    As all figures with quartiles, it is marked where it is noisy: `503 ms (410 to 511, noisy)`.
+    """
     scale, unit = (1000, "ms") if took.median < 1 else (1, "s")
     return _with_quartiles(took, lambda value: said_number(scale * value), f" {unit}")
 
@@ -44,14 +48,12 @@ def said_share(share: Spread) -> str:
 
 def said_times(ratio: Spread) -> str:
     """A ratio with its quartiles, as `1.55 times (1.50 to 1.60)`."""
-    return f"{said_ratio(ratio.median)} times {_between(ratio)}"
+    return _with_quartiles(ratio, said_ratio, " times")
 
 
-def _between(ratio: Spread) -> str:
-    """Its quartiles in brackets."""
-    if ratio.turns < 2:
-        return "(one turn)"
-    return f"({said_ratio(ratio.low)} to {said_ratio(ratio.high)})"
+def short_times(ratio: Spread) -> str:
+    """The same where a header says what it is, as `1.55 (1.50 to 1.60)`."""
+    return _with_quartiles(ratio, said_ratio, "")
 
 
 def said_ratio(value: float) -> str:
@@ -63,21 +65,34 @@ def said_value(name: str, value: float) -> str:
     """One of `Measurement.values`, whose name tells its unit, with that name as words."""
     if name.endswith("_seconds"):
         return f"{plain(name.removesuffix('_seconds'))} {said_seconds(value)}"
-    if name.endswith("_bytes"):
-        return f"{plain(name.removesuffix('_bytes'))} {size(value)}"
-    if name in _SHARES or name.startswith("share_"):
+    if "_bytes" in name:
+        words = plain(name.replace("_bytes", ""))
+        return f"{words}{':' * words[-1:].isdigit()} {size(value)}"
+    if name.startswith(_SHARES):
         percent = 100 * value
         return f"{plain(name)} {percent:.{2 if 99 < percent < 100 else 1}f} %"
     return f"{plain(name)} {rounded(value)}"
 
 
-_SHARES = ("data_wait", "efficiency", "agreement")  # values that are shares, besides `share_of_...`
+# How names of values begin that are shares.
+_SHARES = (
+    "data_wait",
+    "agreement",
+    "efficiency",
+    "predicted_efficiency_",
+    "rate_on_same_cores",
+    "share_",
+)
 
 
-def _with_quartiles(spread: Spread, shown: Callable[[float], str], unit: str) -> str:
+def _with_quartiles(
+    spread: Spread, shown: Callable[[float], str], unit: str, noisy: str = ", noisy"
+) -> str:
+    """The median, and the quartiles in brackets, with a mark where they are far apart."""
     if spread.turns < 2:
         return f"{shown(spread.median)}{unit} (one turn)"
-    return f"{shown(spread.median)}{unit} ({shown(spread.low)} to {shown(spread.high)})"
+    mark = noisy if spread.noisy else ""
+    return f"{shown(spread.median)}{unit} ({shown(spread.low)} to {shown(spread.high)}{mark})"
 
 
 def line(found: Sequence[Entry]) -> str:
@@ -93,7 +108,7 @@ def line(found: Sequence[Entry]) -> str:
         return f"{start} is not measured: {measured.problem}"
     parts = []
     if measured.took is not None:
-        parts.append(f"{said_took(measured.took)}{_noisy(measured.took)}")
+        parts.append(said_took(measured.took))
     rate = measured.rate(measured.work.blocks)
     if rate is not None:
         parts.append(f"{said_number(rate)} {unit_of(measured)}/s")
@@ -103,14 +118,10 @@ def line(found: Sequence[Entry]) -> str:
         parts.append(size(measured.memory))
     if measured.first is not None:
         parts.append(f"first turn {said_seconds(measured.first)}")
-    parts += [said_values(measured)] * bool(said_values(measured))
+    parts += [said_values(measured, MOST_VALUES)] * bool(said_values(measured))
     if figure.ratio is not None:
-        parts.append(f"voxtune is {said_times(figure.ratio)} as fast{_noisy(figure.ratio)}")
+        parts.append(f"voxtune is {said_times(figure.ratio)} as fast")
     return f"{start} {', '.join(parts)}"
-
-
-def _noisy(spread: Spread) -> str:
-    return ", noisy" if spread.noisy else ""
 
 
 def unit_of(measured: Measurement) -> str:
@@ -173,7 +184,7 @@ def _columns(measured: Measurement) -> list[tuple[str, Callable[[Figure], str]]]
         ("of peak", lambda each: _short_share(each.measured.peak_share)),
         ("memory", lambda each: said_memory(each.measured)),
         ("first", lambda each: said_first(each.measured)),
-        ("also", lambda each: said_values(each.measured)),
+        ("also", lambda each: said_values(each.measured, MOST_VALUES)),
         ("times as fast", lambda each: _short_ratio(each.ratio)),
     ]
 
@@ -194,10 +205,44 @@ def said_first(measured: Measurement) -> str:
     return "" if measured.first is None else said_seconds(measured.first)
 
 
-def said_values(measured: Measurement) -> str:
-    """Other figures, with their names; the loss, by which programs are compared, is none."""
-    shown = {name: each for name, each in measured.values.items() if name != "loss"}
-    return ", ".join(said_value(name, each) for name, each in shown.items())
+def said_values(measured: Measurement, most: int | None = None) -> str:
+    """Other figures, with their names; the loss, by which programs are compared, is none.
+
+    Args:
+        measured: whose they are.
+        most: how many, those that tell most (`_TELLING`); None for all, in their own order.
+    """
+    names = [name for name in measured.values if name != "loss"]
+    if most is not None:
+        names = sorted(names, key=_telling)[:most]
+    return ", ".join(said_value(name, measured.values[name]) for name in names)
+
+
+def _telling(name: str) -> int:
+    """Its place among values that tell most."""
+    return _TELLING.index(name) if name in _TELLING else len(_TELLING)
+
+
+# Values that tell most, in this order; others follow in their own.
+_TELLING = (
+    "rate_on_same_cores",
+    "efficiency",
+    "gradient_all_reduces",
+    "collective_permute_bytes",
+    "all_reduce_bytes",
+    "predicted_halo_bytes_256",
+    "predicted_efficiency_256_nvlink",
+    "predicted_efficiency_256_ndr",
+    "predicted_efficiency_256_ethernet",
+    "gradient_bytes",
+    "predicted_efficiency_8_nvlink",
+    "predicted_efficiency_8_ndr",
+    "predicted_efficiency_8_ethernet",
+    "compile_seconds",
+    "trace_seconds",
+    "import_seconds",
+    "found_in_cache",
+)
 
 
 def _short_took(took: Spread | None) -> str:
@@ -209,9 +254,7 @@ def _short_share(share: Spread | None) -> str:
 
 
 def _short_ratio(ratio: Spread | None) -> str:
-    if ratio is None:
-        return ""
-    return f"{said_ratio(ratio.median)} {_between(ratio)}{_NOISY if ratio.noisy else ''}"
+    return "" if ratio is None else _with_quartiles(ratio, said_ratio, "", _NOISY)
 
 
 def _apart(spread: Spread) -> str:
@@ -219,56 +262,3 @@ def _apart(spread: Spread) -> str:
     if spread.turns < 2:
         return "(one turn)"
     return f"({100 * spread.share:.0f} %){_NOISY if spread.noisy else ''}"
-
-
-def markdown(found: Sequence[Entry]) -> str:
-    """A table for a README: of each case the newest figures, ours and the peers'.
-
-    Args:
-        found: see `tables`.
-    """
-    cases: dict[tuple[str, str, str], list[Figure]] = {}
-    for figure in newest(figures_of(found)):
-        cases.setdefault(figure.case, []).append(figure)
-    header = ("", "voxtune", "peers, and how many times as fast voxtune is", "machine", "date")
-    rows = [header, ["---"] * len(header), *(_markdown_row(each) for each in cases.values())]
-    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
-
-
-def _markdown_row(figures: Sequence[Figure]) -> list[str]:
-    place, measured = figures[0].entry.place, figures[0].measured
-    own = [_figures(each) for each in figures if each.is_own]
-    peers = [
-        f"{each.measured.program} {_figures(each)}{_since(each, place.date)}"
-        for each in figures
-        if not each.is_own
-    ]
-    name = f"{measured.suite}: {measured.case}"
-    return [name, "; ".join(own), "; ".join(peers), place.machine, place.date]
-
-
-def _since(figure: Figure, date: str) -> str:
-    """When it was, if that was another day."""
-    return "" if figure.entry.place.date == date else f" on {figure.entry.place.date}"
-
-
-def _figures(figure: Figure) -> str:
-    """Time, and rate and share of the peak or the ratio, of one program."""
-    measured = figure.measured
-    if measured.problem:
-        return f"not measured ({measured.problem})"
-    parts = [] if measured.took is None else [said_took(measured.took)]
-    if figure.ratio is not None:
-        noisy = " noisy" if figure.ratio.noisy else ""
-        return f"{parts[0]}: **{said_ratio(figure.ratio.median)}** {_between(figure.ratio)}{noisy}"
-    if measured.work.blocks and measured.took is not None:
-        parts.append(f"{said_rate(measured)} {unit_of(measured)}/s")
-    if figure.is_own and measured.peak_share is not None:
-        parts.append(f"{said_share(measured.peak_share)} of the measured peak")
-    if not parts:
-        parts.append(said_values(measured))
-    return ", ".join(parts)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

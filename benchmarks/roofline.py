@@ -221,11 +221,13 @@ def _reach(entry: Entry) -> Reach | None:
     copy = entry.place.copy
     if product is None or copy is None or dtype not in ("float32", "bfloat16"):
         return None
-    edges = re.fullmatch(r"(\d{1,4})x(\d{1,4})x(\d{1,4})", str(block))
+    edges = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})x([1-9]\d{0,3})", str(block))
     if edges is None or not isinstance(batch, int) or not 0 < batch <= _LARGEST:
         return None
     try:
         layers = layers_of(NETS[str(network)], [*map(int, edges.groups())], batch, str(dtype))
     except (TypeError, ValueError):  # of a block that the network does not take
+        return None
+    if not layers:
         return None
     return Reach(entry, layers, product, copy)

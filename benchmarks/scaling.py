@@ -5,35 +5,46 @@ split the batch (`data`), or depth as well (`spatial`, over at most four devices
 device take turns, each in a process of its own (`own_scaling.py`).
 
 Where there is no GPU, devices are simulated: they share the cores, so no figure here says how fast
-several are. What counts there is what they send each other. How well real ones would do is
-predicted, see `voxtune.benchmarks.scaling_prediction`.
+several are, and at most two turns count, with `--quick` one. What counts there is what they send
+each other. How well real ones would do is predicted, see `voxtune.benchmarks.scaling_prediction`.
+With `--quick` three turns count on a GPU, and blocks are smaller.
 """
 
 import dataclasses
 import itertools
 import math
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from voxtune.benchmarks.device import device, environment
+from voxtune.benchmarks.device import devices as found_devices
+from voxtune.benchmarks.device import environment
 from voxtune.benchmarks.measurement import Measurement, Spread, Work
 from voxtune.benchmarks.nets import NETS
 from voxtune.benchmarks.program import Program, running, take_turns
-from voxtune.benchmarks.scaling_prediction import BATCH, EDGE, RATE, of_halos, of_sums
+from voxtune.benchmarks.scaling_prediction import (
+    BATCH,
+    EDGE,
+    PARTS,
+    RATE,
+    WHOLE,
+    of_halos,
+    of_sums,
+)
 from voxtune.engine import config
 
 SIMULATED = 8  # devices
-SIMULATED_TURNS = 2
+# Turns that count at most, by whether it is quick; more where neither is.
+SIMULATED_TURNS = {False: 2, True: 1}
+QUICK_TURNS = 3
 # Their code is compiled with less effort, in less time: its speed has no meaning.
 _FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
-MOST_SPATIAL = 4  # devices that depth is split over
 # Edge of a device's part of a block, voxels, its blocks, and in what it computes.
 BASES = {"cpu": (16, 1, "float32"), "gpu": (EDGE, BATCH, "bfloat16")}
-QUICK = "unet", 8  # the network that is simulated, and the least edge that 8 devices can have of it
+# The same edge with --quick; for simulated ones the least that 8 devices can have of the network.
+QUICK_EDGES = {("cpu", "unet"): 8, ("gpu", "unet"): 64, ("gpu", "meshnet"): 64}
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ class Series:
 
     def sizes(self, devices: int) -> tuple[int, int]:
         """Of the axes `data` and `spatial` of a mesh."""
-        spatial = math.gcd(devices, MOST_SPATIAL) if self.split == "spatial" else 1
+        spatial = math.gcd(devices, PARTS) if self.split == "spatial" else 1
         return devices // spatial, spatial
 
     def shape(self, devices: int) -> tuple[int, int, int, int]:
@@ -91,10 +102,11 @@ def series_of(given: config.Benchmark, platform: str, most: int) -> list[Series]
         platform: of the devices, `cpu` or as JAX names it.
         most: devices there are.
     """
-    edge, batch, dtype = BASES["cpu" if platform == "cpu" else "gpu"]
+    kind = "cpu" if platform == "cpu" else "gpu"
+    edge, batch, dtype = BASES[kind]
     networks = given.networks[:1] if given.quick else given.networks
-    if given.quick and platform == "cpu" and networks == QUICK[:1]:
-        edge = QUICK[1]
+    if given.quick:
+        edge = QUICK_EDGES.get((kind, networks[0]), edge)
     edge, batch = (*given.blocks, edge)[0], (*given.batches, batch)[0]
     dtype = (*given.dtypes, dtype)[0]
     found = []
@@ -109,6 +121,13 @@ def series_of(given: config.Benchmark, platform: str, most: int) -> list[Series]
         if "jit" in maps and most > 1 and not given.quick:
             found += [dataclasses.replace(each, grows=False) for each in (base, deep)]
     return found
+
+
+def turns_of(given: config.Benchmark, simulated: bool) -> int:
+    """How many turns of each program count."""
+    if simulated:
+        return min(given.turns, SIMULATED_TURNS[given.quick])
+    return min(given.turns, QUICK_TURNS) if given.quick else given.turns
 
 
 def counts(most: int, quick: bool = False) -> list[int]:
@@ -129,43 +148,37 @@ def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Meas
         RuntimeError: a program broke.
     """
     del peers
-    platform = device().platform
+    found = found_devices()
+    platform = found.first.platform
     simulated = platform == "cpu"
-    most = SIMULATED if simulated else _device_count()
-    turns = given.turns
-    if simulated:
-        turns = 1 if given.quick else min(turns, SIMULATED_TURNS)
+    most = SIMULATED if simulated else found.count
+    turns, warm = turns_of(given, simulated), 0 if simulated else 1
     every = series_of(given, platform, most)
-    predicted: set[str] = set()
+    predicted: set[tuple[str, str]] = set()
     for _, group in itertools.groupby(every, lambda each: (each.network, each.shape(1))):
         first, *others = group
         with running([started(first, 1, platform)]) as programs:
             (one,) = programs
             one.load()
-            take_turns([one], turns, warm=0 if simulated else 1)
-            yield measurement(first, 1, simulated, one, [])
-            if first.network not in predicted and not one.problem:
-                predicted.add(first.network)
-                yield prediction(first, one)
+            take_turns([one], turns, warm)
+            yield measurement(first, 1, simulated, one, turns)
+            if (first.network, "sums") not in predicted and not one.problem:
+                predicted.add((first.network, "sums"))
+                yield prediction(first, one, turns)
             for series, devices in itertools.product((first, *others), counts(most, given.quick)):
                 if series.shape(devices)[0] % series.sizes(devices)[0]:
                     continue  # so many devices do not share the blocks evenly
                 more = started(series, devices, platform)
                 programs.append(more)
                 more.load()
-                before = len(one.turns)
-                take_turns([one, more], turns, warm=0)
-                yield measurement(series, devices, simulated, more, one.turns[before + 1 :])
+                take_turns([one, more], turns, warm)
+                beside = [] if one.problem else one.turns[-turns:]
+                yield measurement(series, devices, simulated, more, turns, beside)
+                split = series.sizes(devices)[1] == PARTS and not (one.problem or more.problem)
+                if split and (series.network, "halos") not in predicted:
+                    predicted.add((series.network, "halos"))
+                    yield halo_prediction(series, devices, one, more, turns)
                 more.end()
-
-
-def _device_count() -> int:
-    """Of this machine's GPUs, asked in another process, as in `voxtune.benchmarks.device`."""
-    command = [sys.executable, "-c", "import jax; print(jax.local_device_count())"]
-    done = subprocess.run(
-        command, env=environment("gpu"), capture_output=True, text=True, check=True
-    )
-    return int(done.stdout.split()[-1])
 
 
 def started(series: Series, devices: int, platform: str) -> Program:
@@ -187,7 +200,8 @@ def measurement(
     devices: int,
     simulated: bool,
     program: Program,
-    beside: Sequence[Mapping[str, Any]],
+    turns: int,
+    beside: Sequence[Mapping[str, Any]] = (),
 ) -> Measurement:
     """Of a mesh that has had its turns.
 
@@ -195,21 +209,19 @@ def measurement(
         series: of the mesh.
         devices: how many.
         simulated: whether they share cores.
-        program: that has had its turns; the first does not count.
-        beside: what one device said of each turn that counts; empty where this is the one.
+        program: that has had its turns.
+        turns: the last that count.
+        beside: what one device said of each of them; empty where this is the one, or it failed.
     """
     shape, hello = series.shape(devices), program.hello
-    turns = program.turns[-len(beside) :] if beside else program.turns[1:]
+    counted = [] if program.problem else program.turns[-turns:]
     work = Work(shape[0], math.prod(shape), hello.get("flops", 0))
     values = {name: value for name, value in hello.get("collectives", {}).items() if value}
     if beside and not program.problem:
         share = math.prod(shape) / math.prod(series.shape(1))  # of the work
-        pairs = zip(beside, turns, strict=True)
+        pairs = zip(beside, counted, strict=True)
         times = Spread.of([share * one["seconds"] / more["seconds"] for one, more in pairs]).median
         values |= {"rate_on_same_cores": times} if simulated else {"efficiency": times / devices}
-        if series.mesh(devices).endswith(f"spatial={MOST_SPATIAL}"):
-            flops = work.flops / work.voxels
-            values |= of_halos(hello["collectives"], flops, series.edge, series.batch)
     return Measurement(
         "scaling",
         series.title(devices) + " (simulated)" * simulated,
@@ -225,10 +237,10 @@ def measurement(
             "grows": series.grows,
             "simulated": simulated,
         },
-        seconds=() if program.problem else tuple(each["seconds"] for each in turns),
+        seconds=tuple(each["seconds"] for each in counted),
         work=work,
         first=hello["compiled"] + program.turns[0]["seconds"] if program.turns else None,
-        floors=tuple(each["floor"] for each in turns if "floor" in each and not program.problem),
+        floors=tuple(each["floor"] for each in counted if "floor" in each),
         memory=max((each["memory"] for each in program.turns), default=None),
         values=values,
         version=hello.get("version", ""),
@@ -236,34 +248,79 @@ def measurement(
     )
 
 
-def prediction(series: Series, one: Program) -> Measurement:
-    """What several devices would keep of the speed of one, computed.
+def prediction(series: Series, one: Program, turns: int) -> Measurement:
+    """What several devices would keep of the speed of one when gradients are summed, computed.
 
-    Where that one is simulated, its step is that of `RATE` on blocks of 128³, two a device: FLOPs
-    grow with voxels.
+    Where that one is simulated, its step is that of `RATE` on blocks of 128³, two a device; else
+    its own.
 
     Args:
         series: of the device.
         one: its program, that has had turns.
+        turns: the last that count.
     """
     hello, shape = one.hello, series.shape(1)
-    simulated = hello["platform"] == "cpu"
-    if simulated:
-        flops = hello["flops"] * BATCH * EDGE**3 / math.prod(shape)
-        step, edge, batch = flops / RATE, EDGE, BATCH
-    else:
-        step, edge, batch = Spread.of([t["seconds"] for t in one.turns[1:]]).median, *shape[1::-1]
-        flops = hello["flops"]
+    batch, edge = (BATCH, EDGE) if _is_simulated(one) else shape[:2]
+    step = step_seconds(series, one, turns, batch * edge**3)
+    sums = [of_sums(step, hello["gradient"], devices) for devices in counts(SIMULATED)]
+    flops = hello["flops"] * batch * edge**3 / math.prod(shape)
     values = {"gradient_bytes": hello["gradient"], "predicted_step_flops": flops}
-    values |= {"predicted_step_seconds": step} if simulated else {}
-    for devices in counts(SIMULATED):
-        values |= of_sums(step, hello["gradient"], devices)
-    title = f"{NETS[series.network].title}, {edge}³, batch {batch} a device"
+    for each in sums:
+        values |= each
+    return _predicted(series, one, f"{edge}³, batch {batch} a device", step, edge, batch, values)
+
+
+def halo_prediction(
+    series: Series, devices: int, one: Program, more: Program, turns: int
+) -> Measurement:
+    """The same when a scan of 256³ is split over four devices, which send each other planes.
+
+    Args:
+        series: of a mesh that splits depth over so many.
+        devices: of that mesh.
+        one: program of one device, that has had turns.
+        more: program of the mesh.
+        turns: the last of the former that count.
+    """
+    step = step_seconds(series, one, turns, WHOLE**3 // PARTS)
+    rows = series.shape(devices)[0] // series.sizes(devices)[0]
+    values = of_halos(step, more.hello["collectives"], series.edge, rows)
+    return _predicted(series, one, f"{WHOLE}³ split over {PARTS}", step, WHOLE, 1, values)
+
+
+def step_seconds(series: Series, one: Program, turns: int, voxels: int) -> float:
+    """What a step on so many voxels takes one device: FLOPs, and time, grow with voxels.
+
+    A simulated one is taken to reach `RATE`; of any other its own time counts.
+    """
+    per_step = (
+        one.hello["flops"] / RATE
+        if _is_simulated(one)
+        else Spread.of([each["seconds"] for each in one.turns[-turns:]]).median
+    )
+    return per_step * voxels / math.prod(series.shape(1))
+
+
+def _is_simulated(one: Program) -> bool:
+    return bool(one.hello["platform"] == "cpu")
+
+
+def _predicted(
+    series: Series,
+    one: Program,
+    what: str,
+    step: float,
+    edge: int,
+    batch: int,
+    values: Mapping[str, float],
+) -> Measurement:
+    """What is computed of a step, whose case says where its time is from."""
+    source = "217 TFLOP/s" if _is_simulated(one) else f"the measured {series.dtype} step"
     return Measurement(
         "scaling",
-        f"{title}, {'217 TFLOP/s' if simulated else series.dtype} (predicted)",
+        f"{NETS[series.network].title}, {what}, {source} (predicted)",
         "voxtune",
         settings={"network": series.network, "block": edge, "batch": batch, "computed": True},
-        values=values,
-        version=hello.get("version", ""),
+        values={"predicted_step_seconds": step, **values},
+        version=one.hello.get("version", ""),
     )

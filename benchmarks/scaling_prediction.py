@@ -12,6 +12,7 @@ LINKS = {"nvlink": 450e9, "ndr": 50e9, "ethernet": 12.5e9}
 RATE = 217e12
 EDGE, BATCH = 128, 2  # of blocks, voxels, and how many each device takes
 WHOLE = 256  # edge of a scan that is split along depth, voxels
+PARTS = 4  # that it is split into
 
 
 def of_sums(step: float, gradient: int, devices: int) -> dict[str, float]:
@@ -33,13 +34,13 @@ def of_sums(step: float, gradient: int, devices: int) -> dict[str, float]:
 
 
 def of_halos(
-    collectives: Mapping[str, float], flops: float, edge: int, rows: int
+    step: float, collectives: Mapping[str, float], edge: int, rows: int
 ) -> dict[str, float]:
-    """The same when a scan of 256³ is split along depth over four devices, and planes are sent.
+    """The same when a scan of 256³ is split along depth over `PARTS` devices, and planes are sent.
 
     Args:
+        step: seconds of one device alone on its part of the scan.
         collectives: of a step, see `voxtune.benchmarks.collectives.counted`.
-        flops: of a voxel in a step.
         edge: height and width of its blocks, voxels; planes grow with their square, and what is
             sent does not depend on depth.
         rows: blocks that each device has a part of.
@@ -49,7 +50,6 @@ def of_halos(
         `predicted_efficiency_256_nvlink`.
     """
     sent = collectives["collective_permute_bytes"] * (WHOLE / edge) ** 2 / rows
-    step = flops * WHOLE**3 / 4 / RATE
     shares = {
         f"predicted_efficiency_{WHOLE}_{link}": step / (step + sent / speed)
         for link, speed in LINKS.items()

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from voxtune.benchmarks import readme_table
 from voxtune.benchmarks.comparisons import Figure, figures_of, newest
 from voxtune.benchmarks.floor_plots import MOST_NETS, against_floors, short_name
 from voxtune.benchmarks.history import Entry, Place
@@ -32,7 +33,7 @@ from voxtune.benchmarks.throughput_plots import (
     over_revisions,
     save_drawings,
 )
-from voxtune.engine.formats import rounded
+from voxtune.engine.formats import NOTHING, rounded
 from voxtune.engine.page import (
     Html,
     Section,
@@ -44,29 +45,29 @@ from voxtune.engine.page import (
     pairs,
     paragraph,
     table,
-    write_page,
 )
+from voxtune.engine.volume import written_beside
 from voxtune.models.errors import InputError
 
 _TITLE = "Throughput of voxtune"
-_NOTHING = "\N{EN DASH}"
 
 
 def check_place(path: Path) -> None:
-    """Makes sure that a page and its picture may be written.
+    """Makes sure that a page may be written, with its picture and its table.
 
     Raises:
-        InputError: the page is not named as one, or something else is in its place or its
-            picture's, or its folder is not there.
+        InputError: the page is not named as one, or something else is in the place of one of them,
+            or its folder is not there.
     """
     if path.suffix.lower() != ".html":
         raise InputError(f"{path} must end in .html; name the page so.")
     ours = _is_ours(path)
-    for each in (path, path.with_suffix(".png")):
-        if each.exists() and not (ours and each.is_file()):
+    picture, table = _beside(path)
+    for each, may in ((path, ours), (picture, ours), (table, _is_table(table))):
+        if each.exists() and not (may and each.is_file()):
             raise InputError(
-                f"{each} exists and is no page of a benchmark, nor its picture, so it is left "
-                "alone; give another name with --page."
+                f"{each} exists and is no page of a benchmark, nor its picture or table, so it is "
+                "left alone; give another name with --page."
             )
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
@@ -79,8 +80,22 @@ def _is_ours(path: Path) -> bool:
         return f"<title>{_TITLE}</title>".encode() in stream.read(4096)
 
 
+def _beside(path: Path) -> tuple[Path, Path]:
+    """The picture and the table of a page."""
+    return path.with_suffix(".png"), path.with_suffix(".md")
+
+
+def _is_table(path: Path) -> bool:
+    try:
+        return path.is_file() and readme_table.is_ours(path)
+    except OSError:
+        return False
+
+
 def write(entries: Sequence[Entry], path: Path) -> None:
-    """Writes the page, and the picture that it shows as a PNG file beside it. Both are replaced.
+    """Writes the page, and beside it its picture (.png) and a table for a README (.md).
+
+    What is there is replaced.
 
     Args:
         entries: the history, in its order.
@@ -105,12 +120,20 @@ def write(entries: Sequence[Entry], path: Path) -> None:
         Section("Over revisions", [*_figure(there, "revisions"), *_revision_tables(figures)]),
         *(Section(f"Suite {suite}", own) for suite, own in _suite_tables(last).items()),
         Section("Without figures", _problems(last)),
-        Section("How it was measured", [_conventions(), *_places(entries)]),
+        Section("How it was measured", [_conventions(figures), *_places(entries)]),
     ]
-    # The page last: who finds it finds its picture.
     text = page(_TITLE, _lead(figures), sections)
-    save_drawings([*there.values()] or [nothing()], path.with_suffix(".png"))
-    write_page(path, text)
+    picture, table = _beside(path)
+    # Renamed from the last to the first, once all are written. By the page `check_place` knows the
+    # others as ours, wherever this is killed.
+    with (
+        written_beside(picture) as new_picture,
+        written_beside(table) as new_table,
+        written_beside(path) as new_page,
+    ):
+        save_drawings([*there.values()] or [nothing()], new_picture)
+        new_table.write_text(readme_table.markdown(entries), encoding="utf-8")
+        new_page.write_text(text, encoding="utf-8")
 
 
 def _lead(figures: Sequence[Figure]) -> list[str]:
@@ -119,8 +142,8 @@ def _lead(figures: Sequence[Figure]) -> list[str]:
     place = figures[-1].entry.place
     return [
         f"Last measured on {place.date} at revision {place.revision}, on {place.machine}.",
-        "Ratios to other programs are the result: programs took turns on the same machine, and "
-        "computed the same to begin with. Absolute times depend on what else the machine did.",
+        "Ratios to other programs are the result: programs ran in turn on the same machine. "
+        "Absolute times depend on what else the machine did.",
     ]
 
 
@@ -139,19 +162,20 @@ _CAPTIONS = {
     "revisions": (
         "Ratios to peers, share of the measured peak and blocks a second over revisions.",
         "Each point is the median of the turns of one revision, with their quartiles. A line ends "
-        f"where a peer's version does. At most {MOST_CASES} cases are drawn, those that were "
-        "measured most often; the tables have all.",
+        f"where a peer's version does. At most {MOST_CASES} cases of a machine are drawn, those "
+        "that were measured most often; the tables have all.",
     ),
     "peers": (
         "Bars of how many times as fast voxtune is as each peer.",
         "The newest ratio of each case, on a logarithmic axis: median and quartiles over turns; "
-        f"hatched where voxtune is slower. At most {MOST_BARS} are drawn; the tables have all.",
+        f"hatched where voxtune is slower. At most {MOST_BARS} of a machine are drawn; the tables "
+        "have all.",
     ),
     "floors": (
         "Layers of each network under the roof of the device, and what each takes at best.",
         "Left: no layer is faster than the device's measured rates of products (flat) and of "
         "copies (slope) allow. Right: what the layers of a training step take at best. At most "
-        f"{MOST_NETS} networks are drawn; the tables have all.",
+        f"{MOST_NETS} steps of a machine are drawn; the tables have all.",
     ),
 }
 
@@ -166,7 +190,7 @@ def _peer_tables(figures: Sequence[Figure]) -> list[Html]:
                 f"{each.measured.suite}: {each.measured.case}",
                 each.measured.program,
                 _ratio(each),
-                _NOTHING if each.own is None else _said_took(each.own),
+                NOTHING if each.own is None else _said_took(each.own),
                 _took(each),
                 each.measured.version,
                 each.entry.place.date,
@@ -285,16 +309,31 @@ def _problems(figures: Sequence[Figure]) -> list[Html]:
     return [bullets(texts)] if texts else []
 
 
-def _conventions() -> Html:
+# What must agree before peers are timed, by suite.
+_AGREEMENT = {
+    "train": "In train, a peer is timed if it has voxtune's losses of the same batch from the same "
+    "weights, before a step and after it.",
+    "predict": "In predict, a peer is timed if it gives voxtune's probabilities of a small cube "
+    "from the same weights, and nearly all of its labels of the scan. One that had no room beside "
+    "voxtune was timed alone, and has no ratio.",
+    "data": "In data, batches of MONAI are checked for their shape and type alone, and stay in the "
+    "host's memory, where voxtune's and the loop's lie on the device in the end. The loop with "
+    "nibabel is not checked: it draws blocks anywhere, all others a third round labelled voxels.",
+}
+
+
+def _conventions(figures: Sequence[Figure]) -> Html:
+    """How figures came about, of the suites that there are."""
+    suites = {each.measured.suite for each in figures}
     return bullets(
         (
             "Each program runs in a process of its own, and programs of a case take turns; the "
             "first turn, which compiles, and those that warm up do not count. Each turn waits for "
-            "the device.",
+            "its result.",
             "Shown are medians of turns with their quartiles; a figure whose quartiles are more "
             f"than {100 * NOISY:.0f} % of the median apart is marked noisy.",
-            "A ratio is a peer's time over voxtune's in the same turn: above 1, voxtune is faster. "
-            "Before that is measured, both must give the same from the same weights.",
+            "A ratio is a peer's time over voxtune's in the same turn: above 1, voxtune is faster.",
+            *(text for suite, text in _AGREEMENT.items() if suite in suites),
             "FLOPs are those of convolutions and matrix products; a multiplication and an addition "
             "are two, those on zeros of a padding count, and what is computed again to save memory "
             "does not.",
@@ -333,7 +372,7 @@ def _by_machine(figures: Iterable[Figure]) -> dict[str, list[Figure]]:
 
 def _said_took(entry: Entry) -> str:
     took = entry.measurement.took
-    return _NOTHING if took is None else said_took(took) + (" noisy" if took.noisy else "")
+    return NOTHING if took is None else said_took(took)
 
 
 def _took(each: Figure) -> str:
@@ -342,21 +381,21 @@ def _took(each: Figure) -> str:
 
 def _rate(each: Figure) -> str:
     said = said_rate(each.measured)
-    return f"{said} {unit_of(each.measured)}" if said else _NOTHING
+    return f"{said} {unit_of(each.measured)}" if said else NOTHING
 
 
 def _share(each: Figure) -> str:
     share = each.measured.peak_share
-    return _NOTHING if share is None else said_share(share)
+    return NOTHING if share is None else said_share(share)
 
 
 def _ratio(each: Figure) -> str:
     ratio = each.ratio
-    return _NOTHING if ratio is None else said_times(ratio) + (" noisy" if ratio.noisy else "")
+    return NOTHING if ratio is None else said_times(ratio)
 
 
 def _amount(rate: float | None, unit: float) -> str:
-    return _NOTHING if rate is None else rounded(rate / unit)
+    return NOTHING if rate is None else rounded(rate / unit)
 
 
 _COLUMNS: Mapping[str, Callable[[Figure], str]] = {
@@ -372,4 +411,4 @@ _COLUMNS: Mapping[str, Callable[[Figure], str]] = {
     "Also": lambda each: said_values(each.measured),
 }
 _WORDS = ("Case", "Program", "Also")
-_EMPTY = {"", _NOTHING}  # a column of these alone is left out
+_EMPTY = {"", NOTHING}  # a column of these alone is left out

@@ -15,7 +15,7 @@ from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from voxtune.benchmarks.comparisons import Figure
+from voxtune.benchmarks.comparisons import Figure, of_each_machine
 from voxtune.benchmarks.history import Place
 from voxtune.benchmarks.measurement import Spread
 from voxtune.benchmarks.results import said_ratio, unit_of
@@ -32,7 +32,8 @@ from voxtune.engine.plots import (
 )
 
 WIDTH = 10.0  # inches
-MOST_CASES = 12  # over revisions, those that were measured most often; more would be too small
+# Of a machine; more would be too small.
+MOST_CASES = 12  # over revisions, those that were measured most often
 MOST_BARS = 60  # against peers
 _MOST_TICKS = 4  # along x
 _REVISION = 7  # characters, as git shortens them
@@ -97,7 +98,8 @@ def over_revisions(figures: Sequence[Figure]) -> Drawing | None:
             cases.setdefault(figure.case, []).append(figure)
     if not cases:
         return None
-    often = sorted(cases, key=lambda case: -len(_revisions(cases[case])))[:MOST_CASES]
+    by_count = sorted(cases, key=lambda case: -len(_revisions(cases[case])))
+    often = of_each_machine(by_count, lambda case: case[0], MOST_CASES)
     shown = {case: own for case, own in cases.items() if case in often}
     machines = list(dict.fromkeys(machine for machine, _, _ in shown))
     rows = len(shown) + len(machines)
@@ -306,7 +308,8 @@ def against_peers(figures: Sequence[Figure]) -> Drawing | None:
     Args:
         figures: of which those that have a ratio are drawn.
     """
-    shown = [each for each in figures if each.ratio is not None][:MOST_BARS]
+    compared = (each for each in figures if each.ratio is not None)
+    shown = of_each_machine(compared, lambda each: each.case[0], MOST_BARS)
     if not shown:
         return None
     cases: dict[tuple[str, str, str], list[Figure]] = {}

@@ -3,7 +3,10 @@
 A step is forward, backward, clipping and AdamW on one random batch that is on the device, without
 augmentation. Each program has a process of its own (`own_training.py`, `peer.py`) with the same
 network, weights, batch, loss and optimiser. That they compute the same is checked by the losses
-before the first step and after it; then their turns count.
+before the first step and after it, and by what that makes of each parameter; then their turns
+count. Where float32 is not exact, as on a GPU that multiplies in TF32, they first show that on a
+small batch, in processes that compute exactly: what is computed in bfloat16 differs as much by
+rounding as by a mistake.
 """
 
 import dataclasses
@@ -16,11 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from voxtune.benchmarks.device import device, environment
+from voxtune.benchmarks.environments import peer_environment
 from voxtune.benchmarks.measurement import Measurement, Work
 from voxtune.benchmarks.nets import NETS
+from voxtune.benchmarks.peer import EXACT, OUT_OF_MEMORY, RATE, stepped
 from voxtune.benchmarks.program import Program, running, take_turns
 from voxtune.engine import config
+from voxtune.models.errors import InputError
 
 OWN = "voxtune"
 # Program → kind of environment that it runs in.
@@ -32,10 +40,14 @@ PEERS = {
 }
 QUICK = 3  # turns
 _FIRST = 2  # turns that do not count: the first compiles, the second warms up
-# Largest difference of losses, as a share. Of float32 on a GPU, that multiplies in TF32; in
-# bfloat16 frameworks round at different places.
-_CLOSE = {("float32", "cpu"): 1e-4, ("float32", "gpu"): 1e-3}
+# Largest difference of losses, as a share, where float32 is exact; and where it is multiplied in
+# TF32, or frameworks round to bfloat16 at different places.
+_CLOSE = 1e-4
 _ROUGHLY = 2e-2
+# Largest share of an array of parameters that a step may move otherwise where float32 is exact.
+# AdamW's first moves all alike, by the signs of gradients, of which rounding turns few; what is
+# missing, or in another place, turns about half of those that it touches.
+_TURNED = 0.1
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class Case:
         network: a key of `NETS`.
         block: shape, voxels.
         batch: blocks that each device takes a step.
-        dtype: that is computed in.
+        dtype: that is computed in, `float32`, `bfloat16` or, to compare programs, `exact`.
         remat: whether levels are computed again instead of kept.
         map: `jit` for one device, `pmap` over all.
     """
@@ -95,6 +107,9 @@ _VARIED: dict[str, tuple[dict[str, Any], ...]] = {
         {"map": "pmap"},
     ),
 }
+_BATCH = {"cpu": {"batch": 2}, "gpu": {"batch": 4}}  # varied of the U-Net besides
+# By which programs are compared.
+_CHECKED: dict[str, Any] = {"block": (32,) * 3, "batch": 2, "dtype": EXACT}
 _TINY = {"cpu": (16,) * 3, "gpu": (32,) * 3}
 _TINY_VARIED = {"unet": {"map": "pmap"}, "meshnet": {"dtype": "bfloat16"}}
 
@@ -115,7 +130,7 @@ def cases(given: config.Benchmark, platform: str) -> list[tuple[Case, bool]]:
     found = []
     for base in bases:
         found.append((base, True))
-        varied = _VARIED[kind]
+        varied = (*_VARIED[kind], *[_BATCH[kind]] * (base.network == "unet"))
         if given.quick:
             varied = ({"block": _TINY[kind], "batch": 1, **_TINY_VARIED[base.network]},)
         found += [(dataclasses.replace(base, **each), False) for each in varied]
@@ -147,66 +162,154 @@ def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Meas
         peers: kind of environment → its interpreter.
 
     Raises:
-        InputError: JAX finds no device.
+        InputError: JAX finds no device, or a busy one.
         RuntimeError: a program broke.
     """
     turns = min(given.turns, QUICK) if given.quick else given.turns
-    for case, beside in cases(given, device().platform):
-        yield from _measured(case, peers if beside else {}, turns)
+    platform = device().platform
+    refused: dict[str, dict[str, Program]] = {}
+    for case, beside in cases(given, platform):
+        pythons = {name: peers[kind] for name, kind in PEERS.items() if beside and kind in peers}
+        if pythons and platform != "cpu" and case.network not in refused:
+            refused[case.network] = _refused(case.network, pythons)
+        yield from _measured(case, pythons, turns, refused.get(case.network, {}))
 
 
-def _measured(case: Case, peers: Mapping[str, Path], turns: int) -> list[Measurement]:
-    """Of one case; the first is voxtune's, whose problem is everyone's."""
-    # Compilers that PyTorch has started may write there until they see that it has ended.
-    place = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    with place as folder, running() as programs:
-        file = str(Path(folder) / "arrays.npz")
-        own = Program.start(
-            *(OWN, sys.executable, "own_training.py", case.network, file, *case.arguments),
-            environment=environment(device().platform),
+def _refused(network: str, pythons: Mapping[str, Path]) -> dict[str, Program]:
+    """Peers that do not compute what voxtune does, with the problem; by their names.
+
+    Raises:
+        InputError: voxtune finds no room even for this.
+    """
+    case = Case(network, **_CHECKED)
+    with _folder() as folder:
+        found = _run(case, {OWN: Path(sys.executable), **pythons}, Path(folder), 0)
+    if found[OWN].problem:
+        raise InputError(
+            f"Not even {case.title} can be trained: {found[OWN].problem}; end what else uses the "
+            "device."
         )
-        programs.append(own)
-        own.load()
-        for name, kind in PEERS.items():
-            if kind in peers and not own.problem:
-                peer = Program.start(
-                    *(name, peers[kind], "peer.py", name, case.network, file, case.dtype),
-                    environment=environment(own.hello["platform"]),
-                )
-                programs.append(peer)
-                peer.load()
+    return {name: each for name, each in found.items() if each.problem}
+
+
+def _measured(
+    case: Case, pythons: Mapping[str, Path], turns: int, refused: Mapping[str, Program]
+) -> list[Measurement]:
+    """Of one case; the first is voxtune's, whose problem is everyone's.
+
+    Programs that find too little memory on a GPU, which all of them share, try again alone. Where
+    voxtune does, all do, as all are compared with it.
+    """
+    sharing = {OWN: Path(sys.executable)}
+    sharing |= {name: each for name, each in pythons.items() if name not in refused}
+    with _folder() as folder:
+        found = _run(case, sharing, Path(folder), turns)
+        alone: list[str] = []
+        if device().platform != "cpu" and len(found) > 1:
+            alone = [name for name, each in found.items() if each.problem == OUT_OF_MEMORY]
+            alone = [*found] if OWN in alone else alone
+        for name in alone:
+            own = None if name == OWN else found[OWN]
+            found |= _run(case, {name: sharing[name]}, Path(folder), turns, own)
+    found |= refused
+    return [
+        _measurement(case, found[OWN], found[name], name not in alone)
+        for name in (OWN, *pythons)
+        if name in found
+    ]
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """For what programs share.
+
+    Compilers that PyTorch has started may write there until they see that it has ended.
+    """
+    return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+
+
+def _run(
+    case: Case, pythons: Mapping[str, Path], folder: Path, turns: int, own: Program | None = None
+) -> dict[str, Program]:
+    """Programs by name, each of which has had its turns or has a problem, and has ended.
+
+    Args:
+        case: what they train.
+        pythons: program → its interpreter; those after voxtune start if that has no problem.
+        folder: that they share; peers find there what voxtune wrote.
+        turns: that count.
+        own: voxtune, if that had its turns before.
+    """
+    with running() as programs:
+        for name, python in pythons.items():
+            if own is not None and own.problem:
+                break
+            programs.append(_start(case, name, python, folder))
+            programs[-1].load()
+            own = own or programs[0]
+        assert own is not None
         take_turns(programs, 0, warm=_FIRST - 1)
-        for peer in programs[1:]:
-            if not peer.problem and (problem := difference(own, peer, case.dtype)):
-                peer.problem = problem
-                peer.end()
+        for peer in programs:
+            if peer is not own and not peer.problem:
+                peer.problem = difference(own, peer, case.dtype, folder)
+                if peer.problem:
+                    peer.end()
         take_turns(programs, turns - 1, warm=0)
-        return [_measurement(case, own, each) for each in programs]
+        return {each.name: each for each in programs}
 
 
-def difference(own: Program, peer: Program, dtype: str) -> str:
+def _start(case: Case, name: str, python: Path, folder: Path) -> Program:
+    """A program, which has to load."""
+    platform, file = device().platform, str(folder / "arrays.npz")
+    if name == OWN:
+        variables = environment(platform)
+        script = ("own_training.py", case.network, file, *case.arguments)
+    else:
+        variables = peer_environment(platform, folder)
+        script = ("peer.py", name, case.network, file, case.dtype)
+    return Program.start(name, python, *script, environment=variables)
+
+
+def difference(own: Program, peer: Program, dtype: str, folder: Path) -> str:
     """Why a peer is not measured, after the turns that do not count; empty where it is.
 
     Args:
         own: voxtune.
         peer: another program.
         dtype: of the case.
+        folder: where they saved their parameters after the first step.
     """
     if own.problem:
         return f"nothing to compare with: {own.problem}"
     where, here = peer.hello["platform"], own.hello["platform"]
     if where != here:
         return f"it computes on the {where}, voxtune on the {here}"
-    close = _CLOSE.get((dtype, here), _ROUGHLY)
-    for mine, other in zip(own.turns, peer.turns, strict=True):
+    exact = dtype == EXACT or (dtype, here) == ("float32", "cpu")
+    close = _CLOSE if exact else _ROUGHLY
+    for mine, other in zip(own.turns[:_FIRST], peer.turns, strict=True):
         if not abs(other["loss"] - mine["loss"]) <= close * abs(mine["loss"]):
             losses = f"{other['loss']:.6f} and {mine['loss']:.6f}"
             return f"does not compute what voxtune does: losses {losses}"
+    if exact and (share := turned(folder, own.name, peer.name)) > _TURNED:
+        return f"does not compute what voxtune does: a layer's step differs in {share:.0%}"
     return ""
 
 
-def _measurement(case: Case, own: Program, program: Program) -> Measurement:
-    """Of one program that has had its turns."""
+def turned(folder: Path, first: str, second: str) -> float:
+    """Largest share of an array of parameters that the first steps of two programs moved otherwise.
+
+    Args:
+        folder: where they saved them.
+        first: name of a program.
+        second: of the other.
+    """
+    files = [stepped(str(folder / "arrays.npz"), name) for name in (first, second)]
+    with np.load(files[0]) as one, np.load(files[1]) as other:
+        near = [np.abs(one[name] - other[name]) <= RATE / 10 for name in one.files]
+    return max(1 - float(each.mean()) for each in near)
+
+
+def _measurement(case: Case, own: Program, program: Program, interleaved: bool) -> Measurement:
+    """Of one program that has had its turns, between those of others or alone."""
     counted: Sequence[dict[str, Any]] = [] if program.problem else program.turns[_FIRST:]
     devices = own.hello.get("devices", 1)
     blocks = case.batch * devices
@@ -222,6 +325,7 @@ def _measurement(case: Case, own: Program, program: Program) -> Measurement:
             "remat": case.remat,
             "map": case.map,
             "devices": devices,
+            "interleaved": interleaved,
         },
         work=Work(blocks, blocks * math.prod(case.block), own.hello.get("flops", 0)),
         version=program.hello.get("version", ""),
@@ -234,6 +338,7 @@ def _measurement(case: Case, own: Program, program: Program) -> Measurement:
         seconds=tuple(each["seconds"] for each in counted),
         first=program.turns[0]["seconds"],
         floors=tuple(each["floor"] for each in own.turns[_FIRST:]) if not own.problem else (),
-        memory=max(each["memory"] for each in program.turns),
+        # Later ones of voxtune's hold the floor's matrices.
+        memory=max(each["memory"] for each in program.turns[: _FIRST + 1]),
         values={"loss": program.turns[0]["loss"]},
     )

@@ -343,7 +343,8 @@ class Benchmark:
     """Nobrainer's U-Net and brainchop's MeshNet, with random weights."""
     blocks: Annotated[tuple[int, ...], arg(metavar="INT...")] = ()
     """Edges of blocks, voxels; by default what suits the device. The suite train measures every
-    combination of what is given here and in the next four; scaling and data take the first."""
+    combination of what is given here and in the next four; scaling and data take the first. Of
+    data, blocks that are only read have this edge, not those that it trains on or augments."""
     batches: Annotated[tuple[int, ...], arg(metavar="INT...")] = ()
     """Blocks that each device takes a step."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ()
@@ -361,10 +362,11 @@ class Benchmark:
     history: Annotated[Path | None, arg(metavar="DIR")] = None
     """Folder that the results are added to, a JSON line each in a file for each kind of machine."""
     check: bool = False
-    """Compare with the history: exit status 1 where a ratio to a peer, or the share of the device's
-    measured peak, has fallen by more than 10 % beyond the noise."""
+    """Compare with the history: exit status 1 where a ratio to a peer, or but on a CPU the share of
+    the measured peak, has fallen by more than 10 % beyond the noise."""
     page: Annotated[Path | None, arg(metavar="FILE.html")] = None
-    """Page to draw of the history, with a PNG file beside it; a page that is there is replaced."""
+    """Page to draw of the history, with a PNG file and a table for a README (.md) beside it; what
+    is there is replaced."""
 
 
 @dataclass(frozen=True)

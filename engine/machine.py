@@ -136,7 +136,8 @@ def ask_jax(seconds: float = _SECONDS) -> Found:
         seconds: after which it is given up.
     """
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
-    command = [sys.executable, "-m", "voxtune.engine.accelerators"]
+    # -P: the current folder may hold modules whose names others look for.
+    command = [sys.executable, "-P", "-m", "voxtune.engine.accelerators"]
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=seconds, check=False

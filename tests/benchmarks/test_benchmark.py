@@ -172,12 +172,35 @@ def test_check_compares_with_the_history(
     run("train", "--history", tmp_path)
     slower(suites, 1.05)
     assert run("train", "--history", tmp_path, "--check") == 0
-    assert "nothing has fallen behind the history" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    total = "compared 1 of 1 figure of the history with this machine; nothing has fallen behind\n"
+    assert said.endswith(total)
     slower(suites, 1.5)
     assert run("train", "--history", tmp_path, "--check") == 1
     assert "train, case of train:" in capsys.readouterr().out
     assert len(kept(tmp_path)) == 3  # what has fallen is kept as well
     assert run("train", "--history", tmp_path) == 0  # nobody asked
+
+
+def test_a_figure_that_is_no_number_is_a_problem(
+    suites: dict[str, Stub], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what follows is measured."""
+    (own,) = suites["train"].measured
+    values = {"loss": float("nan"), "data_wait": 0.5}
+    suites["train"].measured = (
+        dataclasses.replace(own, values=values),
+        dataclasses.replace(own, seconds=(float("inf"), 1.0, 1.0), first=0.0),
+        own,
+    )
+    assert run("train", "--history", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "is not measured: gave a figure that is no number, or out of bounds: loss\n" in said
+    assert "out of bounds: seconds, first\n" in said
+    first, second, last = (each.measurement for each in history.read(tmp_path))
+    assert first.problem.endswith("loss")
+    assert first.seconds == second.seconds == ()
+    assert last == own
 
 
 def test_check_wants_something_to_compare_with_before_it_measures(
@@ -212,6 +235,7 @@ def test_check_wants_something_to_compare_with_before_it_measures(
         (["--blocks", "16", "-8"], "--blocks -8 is too small"),
         (["--batches", "0"], "--batches 0 is too small"),
         (["--scan", "0"], "--scan 0 is too small"),
+        (["--scan", "100"], "--scan 100 is not a multiple of 16 voxels"),
         (["--blocks", "16", "20"], "--blocks 20: Nobrainer U-Net takes multiples of 8."),
         (["--networks"], "--networks names none; leave it out for all."),
         (["--store", "missing"], "missing is not a store: it has no store.json"),

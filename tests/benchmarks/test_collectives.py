@@ -23,6 +23,8 @@ TEXT = """HloModule jit_step, entry_computation_layout={(f32[2]{0})->f32[2]{0}}
 
 %body (state: (s32[], f32[4])) -> (s32[], f32[4]) {
   %call = f32[4]{0} call(%x), to_apply=%inner
+  %cond = f32[4]{0} conditional(%p, %x, %x), true_computation=%yes, false_computation=%no.1
+  %case = f32[4]{0} conditional(%n, %x, %x), branch_computations={%low, %high}, metadata={}
 }
 
 ENTRY %main.1_spmd (p: f32[2]) -> f32[2] {
@@ -61,6 +63,14 @@ def test_kinds_are_counted() -> None:
         "count_all_reduces": 1,
         "looped": 1,
     }
+
+
+@pytest.mark.parametrize("branch", ["yes", "no.1", "low", "high"])
+def test_branches_in_loops_are_in_them(branch: str) -> None:
+    begins = f"%{branch} (x: f32[4]) -> f32[4] {{\n  %r = f32[4]{{0}} all-reduce(%x)\n}}\n"
+    assert [each.looped for each in collectives(begins + TEXT) if each.kind == "all-reduce"] == [
+        *(True, False, False)
+    ]
 
 
 @pytest.mark.parametrize(

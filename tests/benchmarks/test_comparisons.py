@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from voxtune.benchmarks.comparisons import Figure, figures_of, newest
+from voxtune.benchmarks.comparisons import Figure, figures_of, newest, of_each_machine
 from voxtune.benchmarks.history import Entry
 
 Make = Callable[..., Entry]
@@ -37,6 +37,22 @@ def test_what_is_not_of_the_same_case_and_run_is_not_compared(entry: Make) -> No
         entry(**peer),
     ]
     assert ratios(figures_of(entries)) == [None] * 6 + [4]
+
+
+def test_of_two_runs_at_once_each_has_its_own(entry: Make) -> None:
+    """Their lines are mixed in one file."""
+    entries = [
+        entry(seconds=(2.0,) * 3, copy=1e10),
+        entry(seconds=(4.0,) * 3, copy=2e10),
+        entry("PyTorch", seconds=(8.0,) * 3, copy=1e10),
+        entry("PyTorch", seconds=(8.0,) * 3, copy=2e10),
+    ]
+    assert ratios(figures_of(entries)) == [None, None, 4, 2]
+
+
+def test_the_first_of_each_machine() -> None:
+    items = ["a1", "a2", "b1", "a3", "b2"]
+    assert of_each_machine(items, lambda item: item[0], 2) == ["a1", "a2", "b1", "b2"]
 
 
 def test_programs_that_were_stopped_have_no_ratio(entry: Make) -> None:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from voxtune.benchmarks import data, own_data
+from voxtune.benchmarks import program as programs
 from voxtune.benchmarks.data import LOOP, PLACES, Job, difference, job_of, measurement
 from voxtune.benchmarks.program import Program
 from voxtune.engine.config import Benchmark, Finetune
+from voxtune.engine.machine import Device
 from voxtune.engine.store import read_store
 from voxtune.models.errors import InputError
 
@@ -123,8 +125,72 @@ def test_the_first_turn_does_not_count() -> None:
     found = measurement(TINY, "host", "2 phantoms", Program("voxtune", process, {}, turns))
     assert found.seconds == (1.0, 2.0)
     assert (found.work.blocks, found.work.voxels) == (6, 6 * 512)
-    assert found.case == "8³, batch 2, of 2 phantoms, from host"
+    assert found.case == "8³, batch 2, of 2 phantoms, from host to the device (MONAI's to the host)"
     assert found.rate(found.work.blocks) == 4
+
+
+def test_cases_say_where_blocks_end() -> None:
+    process: Any = None
+    own, monai = (Program(name, process) for name in (data.OWN, "MONAI's cache"))
+    assert measurement(TINY, "host", "x", own).settings["to"] == "device"
+    assert measurement(TINY, "host", "x", monai).settings["to"] == "host"
+    assert measurement(TINY, "disk", "x", own).case.endswith("from disk to the device")
+
+
+SAID = {
+    "seconds": 60.0,
+    "memory": 7,
+    "steps": [1.0, 2.0],
+    "data_wait": 0.1,
+    "profiles": {"light": 20.0},
+}
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of programs that have ended, none of which is a process: all of them say `SAID`."""
+    names: list[str] = []
+    process: Any = None
+    hello = {"shape": [2, 1, 8, 8, 9], "types": ["float32", "uint8"]}
+
+    def start(name: str, *_: Any, **__: Any) -> Program:
+        return Program(name, process, dict(hello))
+
+    monkeypatch.setattr(programs, "PAUSE", 0.0)
+    monkeypatch.setattr(data, "device", lambda: Device("cpu", "cpu"))
+    monkeypatch.setattr(data, "keep_to_cpu", lambda: None)
+    monkeypatch.setattr(Program, "start", start)
+    monkeypatch.setattr(Program, "load", lambda _: None)
+    monkeypatch.setattr(Program, "turn", lambda each, _=None: each.turns.append(SAID))
+    monkeypatch.setattr(Program, "let_go", lambda _: None)
+    monkeypatch.setattr(Program, "end", lambda each: names.append(each.name))
+    return names
+
+
+def test_cases_say_of_which_scans_and_in_what_they_compute(
+    file: Path, ended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "job_of", lambda *_: TINY)
+    store = Path(json.loads(file.read_text())["store"])
+    scans = "2 phantoms of 24³"
+    for given, name in ((Benchmark(store=store), "2 scans of store"), (Benchmark(), scans)):
+        found = list(data.measure(given, {}))
+        assert f"of {name}, from" in found[0].case
+        run, augmentation = found[-2:]
+        assert run.case.endswith(f"8³, batch 2, float32, on {name}, from disk")
+        assert run.settings["scans"] == name
+        assert (run.first, run.seconds) == (None, (1.0, 2.0))
+        assert run.values == {"data_wait": 0.1, "run_seconds": 60.0}
+        assert augmentation.case == "augmentation light, 8³, batch 2, float32"
+        assert augmentation.settings["dtype"] == "float32"
+    assert ended
+
+
+def test_a_peer_that_differs_ends(file: Path, ended: list[str]) -> None:
+    running = data._places(TINY, file, {"torch": Path("python")}, "2 phantoms")
+    found = [each for each in running if each.program in data.MONAI]
+    assert all(each.problem.startswith("does not compute") for each in found)
+    assert ended[:2] == list(data.MONAI)
 
 
 def test_options_change_the_job() -> None:

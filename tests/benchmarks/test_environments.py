@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from voxtune.benchmarks import environments
-from voxtune.benchmarks.environments import pythons, requirements
+from voxtune.benchmarks.environments import peer_environment, pythons, requirements
 from voxtune.models.errors import InputError
 
 # Says what it is called with. `python -m venv FOLDER` makes a folder whose pip does what PIP says.
@@ -232,3 +232,21 @@ def test_gpus_want_builds_for_them_in_folders_of_their_own(
     found = made()
     assert found["keras"].parents[1].name == ("keras-cuda" if cuda else "keras")
     assert ("tensorflow[and-cuda]" in calls()[-1]) == cuda
+
+
+def test_on_windows_there_are_none(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(InputError, match=r"--peers needs Linux or macOS.*without it, or in WSL"):
+        made()
+
+
+def test_peers_find_nothing_but_their_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTHONPATH", "XLA_FLAGS", "KERAS_HOME", "OTHER"):
+        monkeypatch.setenv(name, "mine")
+    found = peer_environment("cpu", tmp_path)
+    assert found["CUDA_VISIBLE_DEVICES"] == ""
+    assert found["OTHER"] == "mine"
+    assert not {"PYTHONPATH", "XLA_FLAGS"} & {*found}
+    assert Path(found["KERAS_HOME"]).parent == tmp_path

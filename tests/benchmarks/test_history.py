@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,20 +89,27 @@ def test_lines_that_are_none(tmp_path: Path, line: str | bytes, sentence: str) -
         ("versions", ["jax"]),
         ("flags", {"a": 1}),
         ("copy", 0),
+        ("copy", 1e299),
+        ("products", {"float32": 1e-300}),
         ("copy", "fast"),
         ("products", {"float32": -1.0}),
         ("settings", {"block": [16]}),
         ("seconds", 1.0),
         ("seconds", [0.0, 1.0, 1.0]),
+        ("seconds", [1e-300, 1.0, 1.0]),
+        ("seconds", [1e299, 1.0, 1.0]),
         ("seconds", [True, 1.0, 1.0]),
         ("seconds", [float("nan"), 1.0, 1.0]),
         ("seconds", [float("inf"), 1.0, 1.0]),
         ("seconds", [10**400, 1.0, 1.0]),
         ("floors", [1e11]),
+        ("floors", [1e11, 1e11, 1e299]),
         ("work", {"blocks": 1, "bricks": 2}),
         ("work", {"blocks": -1}),
+        ("work", {"flops": 10**300}),
         ("work", 5),
         ("first", "soon"),
+        ("first", 1e-300),
         ("memory", 1.5),
         ("values", {"data_wait": None}),
         ("problem", 0),
@@ -137,9 +145,30 @@ def test_places_that_hold_no_history(tmp_path: Path, entry: Make) -> None:
         read(tmp_path / "file")
     with pytest.raises(InputError, match="cannot be written"):
         append(tmp_path / "file", entry())
-    (tmp_path / "a.jsonl").mkdir()
-    with pytest.raises(InputError, match="cannot be read"):
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Path.mkdir,
+        os.mkfifo,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to("missing"),
+    ],
+)
+def test_what_is_no_file_is_not_read(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """It might never end."""
+    make(tmp_path / "a.jsonl")
+    with pytest.raises(InputError, match=r"a\.jsonl is no file; move it away\."):
         read(tmp_path)
+
+
+def test_a_file_that_is_a_link_is_read(tmp_path: Path, entry: Make) -> None:
+    append(tmp_path / "there", entry())
+    (tmp_path / "here").mkdir()
+    (file,) = (tmp_path / "there").iterdir()
+    (tmp_path / "here" / file.name).symlink_to(file)
+    assert read(tmp_path / "here") == [entry()]
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, entry: Make) -> None:

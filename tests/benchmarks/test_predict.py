@@ -1,5 +1,7 @@
 """The suite `predict`: what is measured of programs, who takes turns, whether they agree."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from voxtune.benchmarks import predict
+from voxtune.benchmarks import predict, program
+from voxtune.benchmarks.comparisons import figures_of
+from voxtune.benchmarks.history import Entry
 from voxtune.benchmarks.measurement import Measurement, Work, ratio
 from voxtune.benchmarks.nets import Net
 from voxtune.benchmarks.predict import (
@@ -15,17 +19,18 @@ from voxtune.benchmarks.predict import (
     Case,
     agreement,
     alone,
+    check_scan,
     difference,
     fit_together,
-    measure,
+    mislabelled,
     prepare,
     scan_of,
     window_of,
     work_of,
 )
+from voxtune.benchmarks.predict_peer import OVERLAP
 from voxtune.benchmarks.program import Program
-from voxtune.engine.config import Benchmark
-from voxtune.engine.machine import Device
+from voxtune.engine.tiling import block_starts
 from voxtune.models.errors import InputError
 
 
@@ -36,6 +41,12 @@ class Scripted(Program):
         hello = {"version": f"{name} 1", "platform": platform}
         super().__init__(name, None, hello)  # type: ignore[arg-type]  # it has no process
         self.script, self.limits, self.ended = list(seconds), list[float | None](), False
+
+    def load(self, limit: float = 0) -> None:
+        pass
+
+    def let_go(self) -> None:
+        pass
 
     def turn(self, limit: float | None = None) -> None:
         self.limits.append(limit)
@@ -53,9 +64,10 @@ class Scripted(Program):
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
     for name in ("voxtune", "MONAI"):
-        labels = np.zeros((4, 4, 4), np.uint8)
+        labels = np.zeros((8, 8, 8), np.uint8)
         labels[0, 0, 0] = name == "MONAI"
         nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / f"{name}.nii.gz")
+        np.save(tmp_path / f"{name}.npy", np.zeros(8))
     return Case("meshnet", "windows", 48, "cpu", tmp_path, turns=2)
 
 
@@ -64,7 +76,7 @@ def found(case: Case, *programs: Scripted) -> dict[tuple[str, str], Measurement]
     for each in programs:
         while not each.problem and len(each.turns) < len(each.script):
             each.turn()
-    measured = list(case._found(programs, together=True))
+    measured = list(case._found(programs, apart=()))
     assert [each.program for each in measured] == [each.name for each in programs] * 2
     return {(str(each.settings["part"]), each.program): each for each in measured}
 
@@ -83,7 +95,7 @@ def test_both_parts_have_the_seconds_of_the_turns_that_count(case: Case) -> None
     between = ratio(own, other)
     assert between is not None
     assert between.median == pytest.approx(2.5)
-    assert other.values == {"agreement": pytest.approx(63 / 64)}
+    assert other.values == {"agreement": pytest.approx(511 / 512)}
     assert other.version == "MONAI 1"
     assert own.peak_share is not None
 
@@ -126,12 +138,115 @@ def test_programs_take_turns_where_all_fit_into_memory() -> None:
 def test_alone_a_late_peer_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict, "PAUSE", 0)
     own, peer = Scripted("voxtune", 60.0, 2.0, 3.0), Scripted("other", 60.0, 2.0, "stopped", 2.0)
+    own.turn()
+    peer.turn()
     alone(own, 2)
     assert own.ended
-    assert set(own.limits) == {predict.STARTING}
+    assert own.limits == [None, predict.STARTING, predict.STARTING]
     alone(peer, 5, own)
-    assert peer.limits == [predict.STARTING, 2 * predict.LATE, 2 * predict.LATE]
+    assert peer.limits == [None, 2 * predict.LATE, 2 * predict.LATE]
     assert peer.ended
+
+
+@pytest.fixture
+def measured_of(
+    case: Case, entry: Callable[..., Entry], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Entry]]:
+    """Gives what is measured of programs that start one after the other: end of case → entry."""
+    monkeypatch.setattr(predict, "PAUSE", 0)
+    monkeypatch.setattr(program, "PAUSE", 0)
+
+    def measured(*starting: Scripted) -> dict[str, Entry]:
+        left = list(starting)
+
+        def start(name: str, *arguments: object, **options: object) -> Scripted:
+            assert left[0].name == name
+            return left.pop(0)
+
+        monkeypatch.setattr(Program, "start", start)
+        place = entry().place
+        made = [Entry(place, each) for each in case.measured({"torch": Path(sys.executable)})]
+        assert not left
+        assert all(each.ended for each in starting)
+        return {name_of(each): each for each in made}
+
+    return measured
+
+
+def name_of(entry: Entry) -> str:
+    measured = entry.measurement
+    return f"{measured.program}, {measured.case.partition('32³, ')[2]}"
+
+
+NAMES = ["voxtune, compute", "MONAI, compute", "voxtune, end to end", "MONAI, end to end"]
+APART = [name + ", not beside voxtune" * name.startswith("MONAI") for name in NAMES]
+
+
+def test_programs_that_fit_take_turns(measured_of: Callable[..., dict[str, Entry]]) -> None:
+    found = measured_of(Scripted("voxtune", 9, 2, 4), Scripted("MONAI", 50, 6, 8))
+    assert list(found) == NAMES
+    assert len([each for each in figures_of(found.values()) if each.ratio]) == 2
+    other = found["MONAI, end to end"].measurement
+    assert (other.first, other.seconds, other.settings["interleaved"]) == (50, (6, 8), True)
+
+
+def test_programs_that_do_not_fit_have_no_ratio(
+    measured_of: Callable[..., dict[str, Entry]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "available_memory", lambda: 150)  # each takes 100
+    found = measured_of(Scripted("voxtune", 9, 2, 4), Scripted("MONAI", 50, 6, 8))
+    assert list(found) == APART
+    assert not [each for each in figures_of(found.values()) if each.ratio]
+    other = found[APART[-1]].measurement
+    assert (other.seconds, other.settings["interleaved"]) == ((6, 8), False)
+
+
+@pytest.mark.parametrize("again", [(50, 6, 8), ("out of memory",)])
+def test_what_lacked_memory_beside_others_has_it_alone(
+    measured_of: Callable[..., dict[str, Entry]], again: tuple[float | str, ...]
+) -> None:
+    lost = Scripted("MONAI", 50, 6, "out of memory")
+    found = measured_of(Scripted("voxtune", 9, 2, 4), lost, Scripted("MONAI", *again))
+    assert list(found) == APART
+    assert not [each for each in figures_of(found.values()) if each.ratio]
+    other = found[APART[-1]].measurement
+    assert (other.seconds, other.problem) == (((6, 8), "") if len(again) > 1 else ((), again[0]))
+    assert found[NAMES[0]].measurement.seconds == (1, 2)
+
+
+def test_peers_are_not_compared_with_what_ran_without_them(
+    measured_of: Callable[..., dict[str, Entry]],
+) -> None:
+    lost, peer = Scripted("voxtune", 9, "out of memory"), Scripted("MONAI", 50, 6, 8)
+    found = measured_of(lost, peer, Scripted("voxtune", 9, 2, 4))
+    assert list(found) == APART
+    assert found[NAMES[0]].measurement.seconds == (1, 2)
+    # Alone it has no more memory than alone.
+    found = measured_of(Scripted("voxtune", "out of memory"), Scripted("MONAI", 50, 6, 8))
+    assert found[NAMES[0]].measurement.problem == "out of memory"
+
+
+def test_what_ended_itself_is_no_result_of_voxtunes(
+    measured_of: Callable[..., dict[str, Entry]],
+) -> None:
+    with pytest.raises(RuntimeError, match="voxtune ended by signal 11"):
+        measured_of(Scripted("voxtune", 9, "ended by signal 11"), Scripted("MONAI", 50, 6, 8))
+
+
+def test_a_peer_that_labels_otherwise_is_not_timed(
+    case: Case, measured_of: Callable[..., dict[str, Entry]]
+) -> None:
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[0, 0] = 1
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), case.folder / "MONAI.nii.gz")
+    peer = Scripted("MONAI", 50, 6, 8)
+    found = measured_of(Scripted("voxtune", 9, 2, 4), peer)
+    problem = "does not compute what voxtune does: 98.4 % of labels agree"
+    assert found[NAMES[1]].measurement.problem == problem
+    assert len(peer.turns) == 1
+    assert mislabelled(case.folder, "MONAI", "gpu") == ""
+    (case.folder / "voxtune.nii.gz").unlink()
+    assert mislabelled(case.folder, "MONAI", "cpu") == ""
 
 
 def test_work_is_counted_by_hand() -> None:
@@ -141,14 +256,18 @@ def test_work_is_counted_by_hand() -> None:
 
 
 def test_windows_are_smaller_than_the_scan_and_suit_the_networks() -> None:
-    assert [window_of(edge) for edge in (32, 48, 96, 128, 256)] == [16, 32, 64, 80, 128]
+    assert [window_of(edge) for edge in (48, 64, 96, 128, 256)] == [32, 48, 64, 96, 176]
+    for edge in range(48, 513, 16):
+        window = window_of(edge)
+        assert block_starts(edge, window, OVERLAP) == [0, edge - window]
+        assert edge - window < int(window * (1 - OVERLAP)) + 1  # or MONAI has one in between
 
 
-def test_a_scan_that_programs_would_pad_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "device", lambda: Device("cpu", "cpu"))
-    for edge in (16, 100):
+def test_a_scan_that_programs_would_pad_is_refused() -> None:
+    check_scan(48)
+    for edge in (32, 100):
         with pytest.raises(InputError, match=f"--scan {edge} "):
-            next(measure(Benchmark(scan=edge), {}))
+            check_scan(edge)
 
 
 def test_the_scan_has_structures_of_all_intensities() -> None:
@@ -163,8 +282,8 @@ def test_voxtune_predicts_in_a_process_of_its_own(
 ) -> None:
     small = {"filters": 2, "dilations": (1, 2), "outputs": 1, "norm": None}
     monkeypatch.setitem(NETWORKS, "meshnet", Net("small", "meshnet", small))
-    prepare(NETWORKS["meshnet"], 32, tmp_path, checked=True)
-    case = Case("meshnet", "windows", 32, "cpu", tmp_path, turns=1)
+    prepare(NETWORKS["meshnet"], 48, tmp_path, checked=True)
+    case = Case("meshnet", "windows", 48, "cpu", tmp_path, turns=1)
     compute, whole = case.measured({})
     for each in (compute, whole):
         assert each.problem == ""
@@ -174,7 +293,7 @@ def test_voxtune_predicts_in_a_process_of_its_own(
     assert 0 < compute.seconds[0] < whole.seconds[0]
     assert agreement(tmp_path, "voxtune", "voxtune") == 1
     found: Any = nib.load(tmp_path / "voxtune.nii.gz")
-    assert found.shape == (32, 32, 32)
+    assert found.shape == (48, 48, 48)
     probabilities = np.load(tmp_path / "voxtune.npy")
     assert probabilities.shape == (32, 32, 32, 1)
     assert 0 < probabilities.min() < probabilities.max() < 1

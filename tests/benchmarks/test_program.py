@@ -40,6 +40,13 @@ for answer in answers:
             print(json.dumps({"seconds": 1.0}), flush=True)
         case "works":
             print(json.dumps({"worker": subprocess.Popen(["sleep", "60"]).pid}), flush=True)
+        case "shares":
+            from multiprocessing.shared_memory import SharedMemory
+            kept = SharedMemory(create=True, size=8)
+            print(json.dumps({"memory": kept.name}), flush=True)
+        case "stays":
+            print(json.dumps({"seconds": 1.0}), flush=True)
+            time.sleep(60)
         case _:
             print(json.dumps(answer), flush=True)
 sys.stdin.readline()
@@ -162,6 +169,42 @@ def test_workers_of_a_program_end_with_it(make: Make) -> None:
     assert is_gone_soon(worker)
 
 
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory has no folder here")
+@pytest.mark.parametrize("at_work", [False, True])
+def test_no_shared_memory_is_left(make: Make, at_work: bool) -> None:
+    program = make("shares")
+    program.turn()
+    memory = Path("/dev/shm", program.turns[0]["memory"])
+    assert memory.exists()
+    program.waits = not at_work
+    program.end()
+    assert program.process.returncode == (-signal.SIGKILL if at_work else 0)
+    assert not memory.exists()
+
+
+def test_one_that_does_not_end_is_killed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.1)
+    program = make("stays")
+    program.turn()
+    program.end()
+    assert program.process.returncode == -signal.SIGKILL
+
+
+def test_one_that_is_at_work_gets_no_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts: list[float | None] = []
+    wait = subprocess.Popen.wait
+
+    def waited(process: subprocess.Popen[str], timeout: float | None = None) -> int:
+        timeouts.append(timeout)
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", waited)
+    program = make()
+    program.waits = False
+    program.end()
+    assert timeouts == [None]
+
+
 def test_ending_twice_reaches_no_other_process(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     program = make()
     program.end()
@@ -180,7 +223,7 @@ def test_all_have_ended_where_one_cannot_be_started(make: Make) -> None:
         pass
     with running() as programs:
         programs.append(other)
-    assert [each.process.returncode for each in (one, other)] == [-signal.SIGKILL] * 2
+    assert [each.process.returncode for each in (one, other)] == [0, 0]
 
 
 PARENT = """

@@ -8,7 +8,15 @@ from rich.console import Console
 
 from voxtune.benchmarks.history import Entry
 from voxtune.benchmarks.measurement import Work
-from voxtune.benchmarks.results import line, markdown, said_number, said_seconds, said_value, tables
+from voxtune.benchmarks.results import (
+    MOST_VALUES,
+    line,
+    said_number,
+    said_seconds,
+    said_value,
+    said_values,
+    tables,
+)
 
 Make = Callable[..., Entry]
 
@@ -51,7 +59,10 @@ def test_short_times_are_milliseconds() -> None:
         ("agreement", 0.99987, "agreement 99.99 %"),
         ("share_of_step", 0.5, "share of step 50.0 %"),
         ("trace_seconds", 0.25, "trace 250 ms"),
+        ("rate_on_same_cores", 0.875, "rate on same cores 87.5 %"),
+        ("predicted_efficiency_256_ndr", 0.781, "predicted efficiency 256 ndr 78.1 %"),
         ("gradient_bytes", 2**21, "gradient 2 MiB"),
+        ("predicted_halo_bytes_256", 2**21, "predicted halo 256: 2 MiB"),
         ("all_reduces", 1, "all reduces 1"),
     ],
 )
@@ -63,11 +74,12 @@ def test_a_line_tells_all_of_the_newest(entry: Make) -> None:
     own = entry(seconds=(0.40, 0.50, 0.51), values={"data_wait": 0.013, "loss": 1.2})
     peer = entry("PyTorch", seconds=(0.8, 1.0, 1.02), floors=(), first=None, memory=None)
     assert line([own]) == (
-        "train: net, 16³, batch 1, float32: voxtune 500 ms (450 to 505), noisy, 2.00 blocks/s, "
-        "40.0 % (39.6 to 45.0) of the measured peak, 256 MiB, first turn 3.00 s, data wait 1.3 %"
+        "train: net, 16³, batch 1, float32: voxtune 500 ms (450 to 505, noisy), 2.00 blocks/s, "
+        "40.0 % (39.6 to 45.0, noisy) of the measured peak, 256 MiB, first turn 3.00 s, "
+        "data wait 1.3 %"
     )
     assert line([own, peer]) == (
-        "train: net, 16³, batch 1, float32: PyTorch 1.00 s (0.900 to 1.01), noisy, 1.00 blocks/s, "
+        "train: net, 16³, batch 1, float32: PyTorch 1.00 s (0.900 to 1.01, noisy), 1.00 blocks/s, "
         "voxtune is 2.00 times (2.00 to 2.00) as fast"
     )
 
@@ -75,6 +87,22 @@ def test_a_line_tells_all_of_the_newest(entry: Make) -> None:
 def test_a_line_tells_why_there_are_no_figures(entry: Make) -> None:
     found = [entry(), entry("MONAI", seconds=(), problem="out of memory")]
     assert line(found).endswith("MONAI is not measured: out of memory")
+
+
+def test_noisy_ratios_are_marked(entry: Make) -> None:
+    found = [entry(), entry("PyTorch", seconds=(2.0, 3.0, 4.0))]
+    assert line(found).endswith("voxtune is 3.00 times (2.50 to 3.50, noisy) as fast")
+    assert "3.00 (2.50 to 3.50*)" in printed(found)
+
+
+def test_lines_and_tables_have_the_values_that_tell_most(entry: Make) -> None:
+    names = ("loss", "looped", "all_reduce", "count_all_reduces", "agreement_b", "data_wait_b")
+    values = {**dict.fromkeys(names, 0.5), "rate_on_same_cores": 0.5, "gradient_all_reduces": 1.0}
+    found = entry(values=values)
+    few = "rate on same cores 50.0 %, gradient all reduces 1, looped 0.5, all reduce 0.5"
+    assert line([found]).endswith(few)
+    assert len(few.split(", ")) == MOST_VALUES
+    assert said_values(found.measurement).count(", ") == len(values) - 2
 
 
 def test_one_turn_has_no_spread(entry: Make) -> None:
@@ -116,26 +144,3 @@ def test_of_what_was_measured_again_the_last_counts(entry: Make) -> None:
     text = printed([entry(seconds=(1.0,)), entry(seconds=(7.0,))])
     assert "7.00 s" in text
     assert "1.00 s (" not in text
-
-
-def test_markdown_has_a_row_for_each_case(entry: Make) -> None:
-    old = {"date": "2026-01-01", "revision": "old"}
-    found = [
-        entry(seconds=(2.0,) * 3, **old),
-        entry("Keras|JAX", seconds=(6.0,) * 3, **old),
-        entry(),
-        entry("PyTorch", seconds=(1.5, 1.6, 1.6)),
-        entry("MONAI", seconds=(), problem="not installed"),
-        entry(suite="data", floors=(), work=Work()),
-    ]
-    header, rule, train, data = markdown(found).splitlines()
-    assert header.count("|") == rule.count("|") == 6
-    assert train == (
-        "| train: net, 16³, batch 1, float32 "
-        "| 1.00 s (1.00 to 1.00), 1.00 blocks/s, 20.0 % (20.0 to 20.0) of the measured peak "
-        "| Keras\\|JAX 6.00 s (6.00 to 6.00): **3.00** (3.00 to 3.00) on 2026-01-01; "
-        "PyTorch 1.60 s (1.55 to 1.60): **1.60** (1.55 to 1.60); "
-        "MONAI not measured (not installed) "
-        "| 1 x cpu, 2 cores | 2026-01-31 |"
-    )
-    assert data.startswith("| data: net, 16³, batch 1, float32 | 1.00 s (1.00 to 1.00) |  |")

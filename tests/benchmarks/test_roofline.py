@@ -147,7 +147,9 @@ def test_rates_are_those_of_the_turns_else_of_the_machine(entry: Make) -> None:
                 {"devices": 8, "block": "16x16x16"},
                 {"block": "16"},
                 {"block": 16},
-                {"block": "0x16x16", "batch": 0},
+                {"block": "0x16x16"},
+                {"block": "16x16x00"},
+                {"block": "16x16x16", "batch": 0},
                 {"block": "16x16x16", "batch": 10**9},
                 {"block": "16x16x16", "dtype": "complex"},
             )

@@ -44,8 +44,9 @@ def test_it_tells_all(written: Path) -> None:
     text = html.unescape(written.read_text("utf-8"))
     for told in (
         "Last measured on 2026-01-31 at revision 0123456789abcdef",
-        "2.50 times (2.03 to 2.50) noisy",  # a ratio with its quartiles
-        "1.00 s (1.00 to 1.30) noisy",
+        "2.50 times (2.03 to 2.50, noisy)",  # a ratio with its quartiles
+        "1.00 s (1.00 to 1.30, noisy)",
+        "20.0 % (16.2 to 20.0, noisy)",  # of the peak
         "1.00 times (1.00 to 1.00)",  # of the old revision
         "data wait 1.3 %",
         "<td>products</td>",  # what binds a layer
@@ -59,6 +60,20 @@ def test_it_tells_all(written: Path) -> None:
     ):
         assert told in text
     assert ODD not in written.read_text("utf-8")
+
+
+def test_it_tells_of_each_suite_what_was_checked(written: Path) -> None:
+    text = html.unescape(written.read_text("utf-8"))
+    assert "In train, a peer is timed if it has voxtune's losses" in text
+    assert "In predict" not in text  # nothing of it was measured
+    assert "The loop with nibabel is not checked: it draws blocks anywhere" in text
+    assert "computed the same" not in text
+
+
+def test_a_table_for_a_readme_lies_beside_it(written: Path) -> None:
+    text = written.with_suffix(".md").read_text("utf-8")
+    assert "| train: net, 16³, batch 1, float32 | 1.00 s (1.00 to 1.30, noisy) |" in text
+    assert ODD not in text
 
 
 def test_columns_of_nothing_are_left_out(written: Path) -> None:
@@ -98,6 +113,39 @@ def test_nothing_but_its_own_is_replaced(entry: Make, tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(InputError, match=r"index\.png exists"):
         write(found, path)
+    path.with_suffix(".png").unlink()
+    write(found, path)
+    path.with_suffix(".md").write_text("# Mine")
+    with pytest.raises(InputError, match=r"index\.md exists"):
+        write(found, path)
+    assert path.with_suffix(".md").read_text() == "# Mine"
+
+
+def test_wherever_it_is_killed_it_can_be_written_again(
+    entry: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    rename, done = Path.replace, []
+
+    def replace(path: Path, target: Path) -> Path:
+        if target.parent == path.parent == folder and not target.name.startswith("."):
+            if len(done) == count:
+                raise Killed
+            done.append(target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    found = [entry(suite="compile", floors=(), work=Work())]
+    for count in range(3):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        done.clear()
+        with pytest.raises(Killed):
+            write(found, folder / "index.html")
+        assert len(list(folder.iterdir())) == count
+        check_place(folder / "index.html")
 
 
 def test_places_that_take_no_page(tmp_path: Path) -> None:

@@ -102,6 +102,15 @@ def test_cases_that_were_measured_most_often_are_drawn(entry: Make) -> None:
     assert "train: often" in [each.get_title(loc="left") for each in panels]
 
 
+def test_cases_are_chosen_of_each_machine(entry: Make) -> None:
+    """Or one that was measured often would leave no place to another."""
+    often = [entry(case=str(n), revision=each) for n in range(MOST_CASES + 1) for each in "ab"]
+    other = entry(machine="H200", case="rare")
+    panels = drawn(over_revisions(figures_of([*often, other])))
+    assert len(panels) == 3 * (MOST_CASES + 1 + 2)
+    assert "train: rare" in [each.get_title(loc="left") for each in panels]
+
+
 def test_each_machine_has_revisions_of_its_own(entry: Make) -> None:
     entries = [entry(revision="a"), entry(revision="b"), entry(machine="H200", revision="b")]
     panels = drawn(over_revisions(figures_of(entries)))
@@ -144,6 +153,9 @@ def test_not_more_bars_than_can_be_read(entry: Make) -> None:
     entries = [entry(), *(entry(f"peer {number}") for number in range(MOST_BARS + 5))]
     (axes,) = drawn(against_peers(figures_of(entries)))
     assert len(axes.containers) == MOST_BARS
+    entries += [entry(machine="H200"), entry("peer", machine="H200")]
+    (axes,) = drawn(against_peers(figures_of(entries)))
+    assert len(axes.containers) == MOST_BARS + 1
 
 
 def test_a_step_lies_below_the_roof(entry: Make) -> None:
@@ -178,3 +190,19 @@ def test_a_picture_of_all_is_small(tmp_path: Path, entry: Make) -> None:
     assert 10_000 < path.stat().st_size < MAX_BYTES
     save_drawings([each for each in drawings if each is not None], path.with_suffix(".svg"))
     assert case in path.with_suffix(".svg").read_text()
+
+
+def test_figures_at_the_ends_of_what_the_history_takes_can_be_drawn(
+    tmp_path: Path, entry: Make
+) -> None:
+    short, long = (1e-9,) * 3, (1e9,) * 3
+    entries = [
+        entry(seconds=short, floors=(1.0,) * 3, copy=1e30, products={"float32": 1e30}),
+        entry("PyTorch", seconds=long, copy=1e30, products={"float32": 1e30}),
+        entry(seconds=long, floors=(1e30,) * 3, copy=1.0, case="b", revision="b"),
+        entry("PyTorch", seconds=short, copy=1.0, case="b", revision="b"),
+    ]
+    assert [Entry.of(each.to_json()) for each in entries] == entries
+    figures = figures_of(entries)
+    drawings = [over_revisions(figures), against_peers(figures), against_floors(reaches(entries))]
+    save_drawings([each for each in drawings if each is not None], tmp_path / "far.svg")

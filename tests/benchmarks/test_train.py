@@ -4,14 +4,19 @@ voxtune's own is measured for once, of a block of 8³. Peers are scripts that sa
 """
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from voxtune.benchmarks import train
 from voxtune.benchmarks.measurement import Measurement, ratio
+from voxtune.benchmarks.peer import RATE
 from voxtune.benchmarks.program import Program
 from voxtune.engine.config import Benchmark
+from voxtune.engine.machine import Device
 
 # A peer that computes something else, one that breaks in its first step, one that is not there,
 # and one that nobody compares.
@@ -46,6 +51,7 @@ def test_cases_on_a_cpu() -> None:
         f"{base}, bfloat16",
         f"{base}, float32, remat",
         f"{base}, float32, pmap",
+        "Nobrainer U-Net, 32³, batch 2, float32",
     ]
     assert titles(quick=True) == [
         f"{base}, float32",
@@ -66,6 +72,15 @@ def test_cases_on_a_gpu_and_which_have_peers() -> None:
         f"{base}, float32",
         f"{base}, bfloat16, remat",
         f"{base}, bfloat16, pmap",
+    }
+
+
+def test_batches_are_varied_of_the_unet() -> None:
+    found = train.cases(Benchmark(), "gpu")
+    assert {(case.network, case.batch) for case, _ in found} == {
+        ("unet", 2),
+        ("unet", 4),
+        ("meshnet", 2),
     }
 
 
@@ -90,8 +105,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Measurement]:
     given = Benchmark(networks=("meshnet",), blocks=(8,), batches=(1,), turns=2)
     true = train.difference
 
-    def difference(own: Program, peer: Program, dtype: str) -> str:
-        return "" if peer.name == "Keras-JAX" else true(own, peer, dtype)
+    def difference(own: Program, peer: Program, dtype: str, folder: Path) -> str:
+        return "" if peer.name == "Keras-JAX" else true(own, peer, dtype, folder)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "difference", difference)
@@ -136,28 +151,160 @@ def test_why_others_are_not(found: dict[str, Measurement]) -> None:
     assert not any(found[name].seconds for name in list(train.PEERS)[:3])
 
 
-def program(platform: str, *losses: float) -> Program:
+def program(platform: str, *losses: float, name: str = "peer") -> Program:
     none: Any = None
     turns = [{"loss": loss} for loss in losses]
-    return Program("some", none, {"platform": platform}, turns)
+    return Program(name, none, {"platform": platform}, turns)
 
 
-def test_losses_before_the_first_step_and_after_it_are_compared() -> None:
-    own = program("cpu", 2.0, 1.9)
-    assert train.difference(own, program("cpu", 2.0001, 1.9001), "float32") == ""
-    assert "2.000500" in train.difference(own, program("cpu", 2.0005, 1.9), "float32")
-    assert "1.900500" in train.difference(own, program("cpu", 2.0, 1.9005), "float32")
-    assert "nan" in train.difference(own, program("cpu", 2.0, float("nan")), "float32")
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where voxtune, a peer and one that never steps have saved what a step made of two layers."""
+    before = [np.zeros(1000, np.float32), np.zeros(20, np.float32)]
+    after = [np.where(np.arange(each.size) % 2, RATE, -RATE) for each in before]
+    rounded = [each.copy() for each in after]
+    rounded[0][:9] *= -1
+    rounded[1][:1] *= -1
+    programs = {train.OWN: after, "peer": rounded, "never": before}
+    for name, arrays in programs.items():
+        np.savez(tmp_path / f"{name}.npz", *arrays, allow_pickle=False)
+    return tmp_path
 
 
-def test_how_close_losses_have_to_be() -> None:
-    own, other = program("gpu", 2.0, 1.9), program("gpu", 2.001, 1.9)
-    assert train.difference(own, other, "float32") == ""
-    assert train.difference(own, program("gpu", 2.01, 1.9), "float32")
-    assert train.difference(own, program("gpu", 2.01, 1.9), "bfloat16") == ""
-    assert train.difference(own, program("gpu", 2.1, 1.9), "bfloat16")
+def test_losses_before_the_first_step_and_after_it_are_compared(folder: Path) -> None:
+    def found(*losses: float) -> str:
+        own = program("cpu", 2.0, 1.9, name=train.OWN)
+        return train.difference(own, program("cpu", *losses), "float32", folder)
+
+    assert found(2.0001, 1.9001) == ""
+    assert "2.000500" in found(2.0005, 1.9)
+    assert "1.900500" in found(2.0, 1.9005)
+    assert "nan" in found(2.0, float("nan"))
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("cpu", "float32"), ("gpu", "exact")])
+def test_what_a_step_makes_of_parameters_is_compared(
+    folder: Path, platform: str, dtype: str
+) -> None:
+    """Losses of random networks tell little of their deepest levels."""
+    own = program(platform, 2.0, 1.9, name=train.OWN)
+    assert train.difference(own, program(platform, 2.0, 1.9), dtype, folder) == ""
+    assert train.turned(folder, train.OWN, "peer") == pytest.approx(0.05)
+    never = program(platform, 2.0, 1.9, name="never")
+    assert "a layer's step differs in 100%" in train.difference(own, never, dtype, folder)
+    # One layer's values in another order.
+    with np.load(folder / f"{train.OWN}.npz") as arrays:
+        large, small = arrays["arr_0"], arrays["arr_1"]
+    np.savez(folder / "peer.npz", large, small[::-1], allow_pickle=False)
+    assert train.difference(own, program(platform, 2.0, 1.9), dtype, folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_timed_on_a_gpu_is_compared_roughly(dtype: str) -> None:
+    own = program("gpu", 2.0, 1.9)
+    nowhere = Path("nowhere")
+    assert train.difference(own, program("gpu", 2.01, 1.9), dtype, nowhere) == ""
+    assert train.difference(own, program("gpu", 2.1, 1.9), dtype, nowhere)
+
+
+def test_programs_that_have_had_their_turns_are_compared_by_the_first() -> None:
+    own = program("gpu", 2.0, 1.9, 1.5, 1.4)
+    assert train.difference(own, program("gpu", 2.0, 1.9), "bfloat16", Path("nowhere")) == ""
 
 
 def test_a_peer_on_another_device_is_no_peer() -> None:
-    problem = train.difference(program("gpu", 2.0), program("cpu", 2.0), "float32")
+    programs = program("gpu", 2.0), program("cpu", 2.0)
+    problem = train.difference(*programs, "float32", Path("nowhere"))
     assert problem == "it computes on the cpu, voxtune on the gpu"
+
+
+# On a GPU that is none, all programs. Those that LATER names find too little memory at first,
+# those that NEVER names always, and PyTorch compiled is none that computes the same.
+ON_GPU = f"""#!{sys.executable}
+import json, os, sys
+from pathlib import Path
+import numpy as np
+
+def say(**values):
+    print(json.dumps(values), flush=True)
+
+own = sys.argv[2].endswith("own_training.py")
+name = "voxtune" if own else sys.argv[3]
+file, dtype = sys.argv[4:6] if own else sys.argv[5:7]
+with Path(os.environ["LOG"]).open("a") as log:
+    log.write(f"{{name}} {{dtype}}\\n")
+np.savez(Path(file).with_name(f"{{name}}.npz"), np.full(9, 1.0 * (name == "PyTorch compiled")))
+say(version="1.0", platform="gpu", devices=1, flops=1)
+for turn in sys.stdin:
+    tried = Path(f"{{file}}.{{name}}")
+    short = name in os.environ["LATER"] and not tried.exists() or name in os.environ["NEVER"]
+    if dtype != "exact" and short:
+        tried.touch()
+        say(problem="out of memory")
+        sys.exit()
+    say(seconds=1.0, loss=2.0, memory=5, floor=1.0)
+"""
+
+
+@pytest.fixture
+def on_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], tuple[dict[str, Measurement], list[str]]]:
+    """Measures a case; gives what was measured, and which programs were started in which dtype."""
+    script, log = tmp_path / "python", tmp_path / "log"
+    script.write_text(ON_GPU)
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(train, "device", lambda: Device("some GPU", "gpu"))
+    monkeypatch.setattr("voxtune.benchmarks.program.PAUSE", 0.0)
+    monkeypatch.setenv("LOG", str(log))
+    given = Benchmark(networks=("unet",), batches=(2,), turns=2)
+
+    def measured(later: str, never: str) -> tuple[dict[str, Measurement], list[str]]:
+        monkeypatch.setenv("LATER", later)
+        monkeypatch.setenv("NEVER", never)
+        found = list(train.measure(given, {"torch": script, "keras": script}))
+        return {each.program: each for each in found}, log.read_text().splitlines()
+
+    return measured
+
+
+Measured = Callable[[str, str], tuple[dict[str, Measurement], list[str]]]
+
+
+def test_on_a_gpu_programs_are_compared_exactly_before_they_are_timed(on_gpu: Measured) -> None:
+    found, started = on_gpu("", "")
+    everyone = [train.OWN, *train.PEERS]
+    assert list(found) == everyone
+    differs = "does not compute what voxtune does: a layer's step differs in 100%"
+    assert found["PyTorch compiled"].problem == differs
+    timed = [name for name in everyone if name != "PyTorch compiled"]
+    assert started == [f"{name} exact" for name in everyone] + [
+        f"{name} bfloat16" for name in timed
+    ]
+    for name in timed:
+        assert len(found[name].seconds) == 2
+        assert found[name].settings["interleaved"]
+
+
+def test_programs_that_share_a_gpu_in_vain_are_alone_once(on_gpu: Measured) -> None:
+    found, started = on_gpu("Keras-TensorFlow", "Keras-JAX")
+    assert started[-2:] == ["Keras-TensorFlow bfloat16", "Keras-JAX bfloat16"]
+    assert started.count("voxtune bfloat16") == started.count("PyTorch bfloat16") == 1
+    assert len(found["Keras-TensorFlow"].seconds) == 2
+    assert found["Keras-JAX"].problem == "out of memory"
+    interleaved = {name: each.settings["interleaved"] for name, each in found.items()}
+    assert interleaved["PyTorch"]
+    assert not interleaved["Keras-TensorFlow"]
+
+
+def test_where_voxtune_cannot_share_a_gpu_nobody_does(on_gpu: Measured) -> None:
+    found, _ = on_gpu("voxtune", "")
+    shared = [name for name in found if name != "PyTorch compiled"]
+    assert len(shared) == 4
+    for name in shared:
+        assert len(found[name].seconds) == 2
+        assert not found[name].settings["interleaved"]
+    found, _ = on_gpu("", "voxtune")
+    assert found["voxtune"].problem == "out of memory"
+    assert found["PyTorch"].problem == "nothing to compare with: out of memory"

@@ -192,6 +192,13 @@ def test_a_library_that_ends_the_process_is_told(monkeypatch: pytest.MonkeyPatch
     ] == [True]
 
 
+def test_no_module_of_the_current_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "json.py").write_text("raise SystemExit('not the one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_nonsense=true")  # ends it soon
+    assert "--xla_nonsense=true" in ask_jax().error
+
+
 def test_a_library_that_hangs_is_given_up():
     given_up = ask_jax(seconds=0.05)
     assert given_up.error == "it does not answer within 0 s"

@@ -1,9 +1,11 @@
 """Measured speeds: what is counted, and that something is."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from voxtune.engine import speed
@@ -17,6 +19,26 @@ def test_what_is_counted(monkeypatch: pytest.MonkeyPatch):
     assert product_speed.__wrapped__(device, jnp.dtype("float32")) == 4 * 2 * 512**3
     assert copy_speed(device) == 2 * 2**29
     assert transfer_speed(device) == 2**26
+
+
+def test_an_accelerator_multiplies_for_a_while(monkeypatch: pytest.MonkeyPatch):
+    """So many products as last that long, of values that are not all the same."""
+    called: list[Any] = []
+
+    def seconds(function: Any, argument: Any) -> float:
+        called.append((function, argument))
+        return 0.001 if len(called) == 1 else 0.04
+
+    device: Any = SimpleNamespace(platform="gpu")
+    monkeypatch.setattr(speed, "_seconds", seconds)
+    monkeypatch.setattr(jax, "device_put", lambda values, device: values)
+    found = speed.product_speed_now(device, jnp.dtype("bfloat16"))
+    assert found == pytest.approx(50 * 4 * 2 * 4096**3 / 0.04)
+    assert called[1][0].args == (50,)
+    values = called[0][1]
+    assert values.dtype == jnp.bfloat16
+    # So a product's values are as large as its factors'.
+    assert values.astype(np.float32).std() == pytest.approx(1 / 64, rel=0.01)
 
 
 def test_a_product_takes_a_time():
