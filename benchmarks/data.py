@@ -28,6 +28,7 @@ import numpy as np
 from rich.console import Console
 
 from voxtune.benchmarks.device import device, environment, keep_to_cpu
+from voxtune.benchmarks.environments import peer_environment
 from voxtune.benchmarks.measurement import Measurement, Spread, Work
 from voxtune.benchmarks.program import Program, running, take_turns
 from voxtune.engine import config
@@ -246,7 +247,10 @@ def _places(job: Job, file: Path, peers: Mapping[str, Path], scans: str) -> Iter
         for name, workers in MONAI.items():
             if "torch" in peers:
                 arguments = "torch_data.py", str(file), str(workers)
-                programs.append(Program.start(name, peers["torch"], *arguments))
+                variables = peer_environment(device().platform, file.parent)
+                programs.append(
+                    Program.start(name, peers["torch"], *arguments, environment=variables)
+                )
         for each in programs:
             each.load()
         for each in programs[len(ways) :]:

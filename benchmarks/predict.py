@@ -33,6 +33,7 @@ import numpy as np
 from scipy import ndimage
 
 from voxtune.benchmarks.device import device, environment, keep_to_cpu
+from voxtune.benchmarks.environments import peer_environment
 from voxtune.benchmarks.measurement import Measurement, Work
 from voxtune.benchmarks.nets import NETS, Net, keras_weights
 from voxtune.benchmarks.peer import OUT_OF_MEMORY
@@ -169,8 +170,11 @@ class Case:
         That turn may compile, and does not count.
         """
         arguments = (name, self.network, str(self.folder), str(self.window))
+        variables = environment(self.platform)
+        if name != OWN:
+            variables = peer_environment(self.platform, self.folder)
         program = Program.start(
-            *(name, python, "predict_peer.py", *arguments), environment=environment(self.platform)
+            *(name, python, "predict_peer.py", *arguments), environment=variables
         )
         programs.append(program)
         program.load()
