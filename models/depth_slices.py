@@ -29,7 +29,7 @@ from voxtune.models.winograd import pays, slice_products
 Pair = tuple[Array, Array]
 
 
-def _wide(*arrays: Array) -> jnp.dtype:
+def wide_type(*arrays: Array) -> jnp.dtype:
     """The type in which products of these arrays are summed."""
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
@@ -79,7 +79,7 @@ def _conv_one_channel(x: Array, kernel: Array, dilation: int) -> Array:
     """
     (_, depth, height, width, _), gap = x.shape, dilation
     padded = jnp.pad(_pad_plane(x, gap), ((0, 0), (gap, gap), (0, 0), (0, 0), (0, 0)))
-    total = jnp.zeros((), _wide(x, kernel))
+    total = jnp.zeros((), wide_type(x, kernel))
     for i in range(3):
         for j in range(3):
             for k in range(3):
@@ -153,28 +153,28 @@ def _over_slices(
         filters = kernel.shape[-1]
         taps = kernel.transpose(1, 2, 3, 0, 4).reshape(9 * channels, 3 * filters)
         whole = (batch, depth, height, width, filters)
-        start["convolved"] = jnp.zeros(whole, _wide(x, kernel))
+        start["convolved"] = jnp.zeros(whole, wide_type(x, kernel))
     if other is not None:
         kernel_shape = 3 * other.shape[-1], 9 * channels
-        start["correlated"] = jnp.zeros((*_examples(x), *kernel_shape), _wide(x, other))
+        start["correlated"] = jnp.zeros((*examples_apart(x), *kernel_shape), wide_type(x, other))
 
     def add_slice(index: Array, sofar: dict[str, Array]) -> dict[str, Array]:
         rows, sums = _slice_rows(padded, index, dilation), {}
         if kernel is not None:
-            products = jnp.matmul(rows, taps, preferred_element_type=_wide(x, kernel))
+            products = jnp.matmul(rows, taps, preferred_element_type=wide_type(x, kernel))
             sums["convolved"] = _add_taps(sofar["convolved"], products, index, dilation)
         if other is not None:
             planes = [
                 jnp.where(is_inside, lax.dynamic_index_in_dim(other, target, 1, keepdims=False), 0)
                 for target, is_inside in _targets(index, depth, dilation)
             ]
-            product = _outer(jnp.concatenate(planes, axis=-1), rows)
+            product = outer(jnp.concatenate(planes, axis=-1), rows)
             sums["correlated"] = sofar["correlated"] + product
         return sums
 
     found = lax.fori_loop(0, depth, add_slice, start)
     if other is not None:
-        total = _summed(found["correlated"]).reshape(3, other.shape[-1], 3, 3, channels)
+        total = summed(found["correlated"]).reshape(3, other.shape[-1], 3, 3, channels)
         found["correlated"] = total.transpose(0, 2, 3, 4, 1)
     return found
 
@@ -229,17 +229,17 @@ def _backward(dilation: int, residuals: Pair, gradient: Array) -> Pair:
 conv_depth_slices.defvjp(_forward, _backward)
 
 
-def _outer(gradient: Array, rows: Array) -> Array:
+def outer(gradient: Array, rows: Array) -> Array:
     """What a slice adds to the kernel's gradient: `[B, H, W, O]`, `[B, H, W, I]` → `[O, I]`.
 
     The other way round, `[I, O]`, takes a tenth to a third longer. For each example by itself,
-    `[B, O, I]`, where the batch is split over devices: see `_examples`.
+    `[B, O, I]`, where the batch is split over devices: see `examples_apart`.
     """
-    sums = "bhwo,bhwi->boi" if _examples(rows) else "bhwo,bhwi->oi"
-    return jnp.einsum(sums, gradient, rows, preferred_element_type=_wide(rows, gradient))
+    sums = "bhwo,bhwi->boi" if examples_apart(rows) else "bhwo,bhwi->oi"
+    return jnp.einsum(sums, gradient, rows, preferred_element_type=wide_type(rows, gradient))
 
 
-def _examples(x: Array) -> tuple[int, ...]:
+def examples_apart(x: Array) -> tuple[int, ...]:
     """The batch `(B,)` where the mesh in context (`jax.set_mesh`) splits it over devices, or `()`.
 
     Examples that lie on several devices are summed after the loop: within, devices would wait for
@@ -250,7 +250,7 @@ def _examples(x: Array) -> tuple[int, ...]:
     return x.shape[:1] if split else ()
 
 
-def _summed(parts: Array) -> Array:
+def summed(parts: Array) -> Array:
     """The sum over examples of `[B, O, I]`; `[O, I]` is one."""
     return parts.sum(axis=0) if parts.ndim == 3 else parts
 
@@ -258,13 +258,19 @@ def _summed(parts: Array) -> Array:
 # --- stride 2 --------------------------------------------------------------------------------
 
 
-def _strided_rows(padded: Array, index: Array) -> Array:
-    """The 27 neighbours of every second voxel: `[B, D+2, H+2, W+2, C]` → `[B, H', W', 27C]`."""
-    planes = lax.dynamic_slice_in_dim(padded, 2 * index, 3, axis=1)
+def strided_rows(padded: Array, index: Array, size: int) -> Array:
+    """The neighbours of every second voxel in a cube: `[B, D, H, W, C]` → `[B, H', W', size³ C]`.
+
+    Args:
+        padded: a volume with the zeros beside it.
+        index: of the coarse depth slice.
+        size: edge of the cube, voxels.
+    """
+    planes = lax.dynamic_slice_in_dim(padded, 2 * index, size, axis=1)
     _, _, deep, wide, _ = planes.shape
-    height, width = (deep - 1) // 2, (wide - 1) // 2
+    height, width = ((edge - size) // 2 + 1 for edge in (deep, wide))
     places = _steps(height, 2 * wide, 0) + _steps(width, 2, 1)
-    taps = _steps(3, deep * wide, 2) + _steps(3, wide, 3) + _steps(3, 1, 4)
+    taps = _steps(size, deep * wide, 2) + _steps(size, wide, 3) + _steps(size, 1, 4)
     return _taken(planes, places + taps)
 
 
@@ -287,7 +293,7 @@ def conv_strided_slices(x: Array, kernel: Array) -> Array:
     depth, height, width = ((size + 1) // 2 for size in x.shape[1:4])
 
     def put_slice(index: Array, out: Array) -> Array:
-        return lax.dynamic_update_index_in_dim(out, _strided_rows(padded, index) @ taps, index, 1)
+        return lax.dynamic_update_index_in_dim(out, strided_rows(padded, index, 3) @ taps, index, 1)
 
     shape = (x.shape[0], depth, height, width, kernel.shape[-1])
     return lax.fori_loop(0, depth, put_slice, jnp.zeros(shape, jnp.result_type(x, kernel)))
@@ -315,7 +321,7 @@ def _spread(parts: Array, axis: int, taps: int) -> Array:
 
 def _strided_backward(residuals: Pair, gradient: Array) -> Pair:
     x, kernel = residuals
-    taps, padded, wide = kernel.reshape(-1, kernel.shape[-1]), _pad_one(x), _wide(x, kernel)
+    taps, padded, wide = kernel.reshape(-1, kernel.shape[-1]), _pad_one(x), wide_type(x, kernel)
     batch, depth, height, width, _ = gradient.shape
     channels = x.shape[-1]
 
@@ -327,13 +333,13 @@ def _strided_backward(residuals: Pair, gradient: Array) -> Pair:
         parts = _spread(_spread(parts, 2, 5), 1, 4)  # [B, 2H'+2, 2W'+2, 3, C]
         planes = lax.dynamic_slice_in_dim(spread, 2 * index, 3, axis=1) + jnp.moveaxis(parts, 3, 1)
         spread = lax.dynamic_update_slice_in_dim(spread, planes, 2 * index, axis=1)
-        return spread, total + _outer(here, _strided_rows(padded, index))
+        return spread, total + outer(here, strided_rows(padded, index, 3))
 
     shape = (batch, 2 * depth + 1, 2 * height + 2, 2 * width + 2, channels)
-    start = jnp.zeros(shape, wide), jnp.zeros((*_examples(x), *taps.T.shape), wide)
+    start = jnp.zeros(shape, wide), jnp.zeros((*examples_apart(x), *taps.T.shape), wide)
     spread, total = lax.fori_loop(0, depth, add_slice, start)
     kept = spread[:, 1 : 1 + x.shape[1], 1 : 1 + x.shape[2], 1 : 1 + x.shape[3]]
-    return kept.astype(x.dtype), _summed(total).T.reshape(kernel.shape).astype(kernel.dtype)
+    return kept.astype(x.dtype), summed(total).T.reshape(kernel.shape).astype(kernel.dtype)
 
 
 conv_strided_slices.defvjp(_strided_forward, _strided_backward)

@@ -12,43 +12,43 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from voxtune.models.lowering import conv, lowering_of
+from voxtune.models.up_slices import up_conv_slices
 
 # A TPU rounds products to bfloat16 unless told not to.
 _exact_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
-def _phases(products: Array) -> Array:
-    """Sums by phase and coarse voxel along one axis: `[part, tap, ...]` → `[phase, seen, ...]`.
+def _joint_kernel(up: Array, kernel: Array) -> Array:
+    """The two convolutions are a transposed one of stride 2: its kernel.
 
-    A coarse voxel i has the parts 0 and 1, fine voxels 2i and 2i + 1. By its taps 0, 1, 2 a
-    convolution at phase 0 sees part 1 of i - 1, then both parts of i; at phase 1 both parts of i,
-    then part 0 of i + 1.
-    """
-    first = jnp.stack([products[1, 0], products[0, 1] + products[1, 2]])
-    second = jnp.stack([products[0, 0] + products[1, 1], products[0, 2]])
-    return jnp.stack([first, second])
-
-
-def _phase_kernels(up: Array, kernel: Array) -> Array:
-    """What each of eight phases sees of the eight coarse voxels round it.
+    Coarse voxel i gives to fine voxels 2i - 1 to 2i + 2: by tap a of the first, which makes 2i + a,
+    and tap d of the second, which takes it to 2i + a - d + 1.
 
     Args:
         up: `[2, 2, 2, C, U]`.
         kernel: `[3, 3, 3, U, O]`.
 
     Returns:
-        `[phase D, H, W, seen D, H, W, C, O]`, each of two.
+        `[C, 4, 4, 4, O]`.
     """
-    products = _exact_einsum("xyzcu,defuo->xdyezfco", up, kernel)
-    for _ in range(3):  # the two leading axes go behind the other two pairs
-        products = jnp.moveaxis(_phases(products), (0, 1), (4, 5))
-    return products.transpose(0, 2, 4, 1, 3, 5, 6, 7)
+    joint = _exact_einsum("xyzcu,defuo->xyzcdefo", up, kernel[::-1, ::-1, ::-1])
+    for _ in range(3):  # the leading axis goes into that of the second's taps
+        first, second = joint
+        before, behind = (
+            [(n, 1 - n) if axis == 3 else (0, 0) for axis in range(first.ndim)] for n in (1, 0)
+        )
+        joint = jnp.pad(first, behind) + jnp.pad(second, before)
+    return joint
 
 
-def _inside(size: int, dtype: jnp.dtype) -> Array:
-    """`[size, 3]`: 1 where a tap of a voxel lies in the volume, else 0."""
-    seen = jnp.arange(size)[:, None] + jnp.arange(-1, 2)
-    return ((seen >= 0) & (seen < size)).astype(dtype)
+def _by_phase(joint: Array) -> Array:
+    """`[C, 4, 4, 4, O]` → `[phase D, H, W, seen D, H, W, C, O]`, each of two.
+
+    Fine voxel 2i + p sees coarse voxels i + p - 1 + q, by place 3 - p - 2q of the kernel.
+    """
+    channels, *_, filters = joint.shape
+    joint = joint[:, ::-1, ::-1, ::-1].reshape(channels, 2, 2, 2, 2, 2, 2, filters)
+    return joint.transpose(2, 4, 6, 1, 3, 5, 0, 7)
 
 
 def _part(x: Array, start: Sequence[int], sizes: Sequence[int]) -> Array:
@@ -57,17 +57,18 @@ def _part(x: Array, start: Sequence[int], sizes: Sequence[int]) -> Array:
     return x[:, d : d + depth, h : h + height, w : w + width]
 
 
-def _of_up(padded: Array, kernels: Array) -> Array:
+def _up_conv(x: Array, joint: Array) -> Array:
     """What a fine volume sees of a coarse one, phase by phase.
 
     Args:
-        padded: the coarse one, `[B, D + 2, H + 2, W + 2, C]`.
-        kernels: see `_phase_kernels`.
+        x: the coarse one, `[B, D, H, W, C]`.
+        joint: see `_joint_kernel`.
 
     Returns:
         `[B, 2D, 2H, 2W, O]`.
     """
-    batch, *coarse = padded.shape[0], *(size - 2 for size in padded.shape[1:4])
+    (batch, *coarse), kernels = x.shape[:4], _by_phase(joint)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
     pairs = list(itertools.product(range(2), repeat=3))
     phases = []
     for phase in pairs:
@@ -82,23 +83,11 @@ def _of_up(padded: Array, kernels: Array) -> Array:
     return y.reshape(batch, *(2 * size for size in coarse), -1)
 
 
-def _of_up_slices(padded: Array, kernels: Array) -> Array:
-    """`_of_up` in a loop over coarse depth slices, whose rows stay in cache."""
-    batch, *coarse = padded.shape[0], *(size - 2 for size in padded.shape[1:4])
+def pays(x: Array, up_kernel: Array, kernel: Array) -> bool:
+    """Whether `conv_of_up_and_skip` is faster than its parts. Arguments as there.
 
-    def put_slice(index: Array, out: Array) -> Array:
-        planes = lax.dynamic_slice_in_dim(padded, index, 3, axis=1)
-        return lax.dynamic_update_slice_in_dim(out, _of_up(planes, kernels), 2 * index, axis=1)
-
-    shape = (batch, *(2 * size for size in coarse), kernels.shape[-1])
-    return lax.fori_loop(0, coarse[0], put_slice, jnp.zeros(shape, padded.dtype))
-
-
-def pays_without_gradients(x: Array, up_kernel: Array, kernel: Array) -> bool:
-    """Whether `conv_of_up_and_skip` by slices is the faster way to a result alone.
-
-    Where convolutions are loops over depth slices, and the volume outweighs the folding of the
-    kernels. Arguments as there.
+    So it is where convolutions are loops over depth slices, and the volume outweighs the folding of
+    the kernels.
     """
     voxels = math.prod(x.shape[:4])
     return lowering_of(kernel.shape) == "slices" and voxels >= 16 * up_kernel.shape[-2]
@@ -111,17 +100,14 @@ def conv_of_up_and_skip(
     up_bias: Array,
     kernel: Array,
     bias: Array,
-    *,
-    slices: bool = False,
 ) -> Array:
     """`conv(concatenate([skip, up(x)])) + bias`, where `up` is a transposed convolution of 2.
 
     Between `up` and the convolution there is no activation, so the two are one linear map: a
     2x2x2 convolution of the coarse volume for each of eight phases. It takes 8/27 of the
-    convolution's operations on `up`'s channels, and the fine volume of `up` is never made. What
-    `up`'s bias adds depends on how many taps lie inside the volume. The kernels have to be folded
-    at each step, 216 products `[C, U] @ [U, O]`, as many operations as the convolution needs for C
-    coarse voxels: so it pays for large blocks alone.
+    convolution's operations on `up`'s channels, and the fine volume of `up` is never made. The
+    kernels have to be folded at each step, 216 products `[C, U] @ [U, O]`, as many operations as
+    the convolution needs for C coarse voxels: so it pays for large blocks alone.
 
     Args:
         x: `[B, D, H, W, C]`.
@@ -130,18 +116,17 @@ def conv_of_up_and_skip(
         up_bias: `[U]`.
         kernel: `[3, 3, 3, S + U, O]`.
         bias: `[O]`.
-        slices: whether to go over coarse depth slices: faster and in less memory on CPUs, for what
-            needs no gradient.
 
     Returns:
         `[B, 2D, 2H, 2W, O]`, of the type of `x`; kernels are folded in their own type.
     """
-    *fine, skips = skip.shape[1:]
+    skips = skip.shape[-1]
     of_skip, of_up = kernel[..., :skips, :], kernel[..., skips:, :]
-    kernels = _phase_kernels(up_kernel, of_up).astype(x.dtype)
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
-    y = (_of_up_slices if slices else _of_up)(padded, kernels)
-    inside = (_inside(size, up_bias.dtype) for size in fine)
-    border = _exact_einsum("defuo,u->defo", of_up, up_bias)
-    added = _exact_einsum("xd,ye,zf,defo->xyzo", *inside, border) + bias
-    return y + conv(skip, of_skip.astype(x.dtype)) + added.astype(x.dtype)
+    # A channel of ones carries the bias: beside the volume it is zero, as `up` is there.
+    with_ones = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+    with_bias = jnp.concatenate(
+        [up_kernel, jnp.broadcast_to(up_bias, (2, 2, 2, 1, len(up_bias)))], axis=3
+    )
+    joint = _joint_kernel(with_bias, of_up).astype(x.dtype)
+    up_conv = up_conv_slices if lowering_of(kernel.shape) == "slices" else _up_conv
+    return up_conv(with_ones, joint) + conv(skip, of_skip.astype(x.dtype)) + bias.astype(x.dtype)

@@ -5,7 +5,7 @@ from flax import nnx
 from jax import Array
 
 from voxtune.models.family import UShape
-from voxtune.models.folded import conv_of_up_and_skip, pays_without_gradients
+from voxtune.models.folded import conv_of_up_and_skip, pays
 from voxtune.models.layers import ConvTranspose, ConvUnit, Head
 from voxtune.models.norms import WIDE_NORMS, NormName
 from voxtune.models.run import Run, ignore
@@ -30,8 +30,7 @@ class UpLevel(nnx.Module):
     """Doubles the resolution, joins the skip connection, then two convolution units.
 
     Where it is to `fold`, all up to the first unit's convolution is one operation, and there is
-    nothing to tap for `up` and `concat`; likewise where that is the faster way to predict, and
-    nobody taps.
+    nothing to tap for `up` and `concat`; likewise where that is the faster way, and nobody taps.
     """
 
     def __init__(
@@ -52,14 +51,13 @@ class UpLevel(nnx.Module):
     def __call__(self, x: Array, skip: Array, run: Run, path: str) -> Array:
         """`[B, D, H, W, C]` and the skip `[B, 2D, 2H, 2W, S]` → `[B, 2D, 2H, 2W, filters]`."""
         unit = self.convs.unit1
-        slices = not run.train and run.tap is ignore
-        slices = slices and pays_without_gradients(x, self.up.kernel[...], unit.conv.kernel[...])
-        if self.fold or slices:
+        untapped = run.tap is ignore
+        if self.fold or (untapped and pays(x, self.up.kernel[...], unit.conv.kernel[...])):
             path = f"{path}/convs"
             assert self.up.bias is not None
             assert unit.conv.bias is not None
             arrays = self.up.kernel, self.up.bias, unit.conv.kernel, unit.conv.bias
-            x = conv_of_up_and_skip(x, skip, *(each[...] for each in arrays), slices=slices)
+            x = conv_of_up_and_skip(x, skip, *(each[...] for each in arrays))
             x = unit.finish(x, run, f"{path}/unit1")
             return self.convs.unit2(x, run, f"{path}/unit2")
         x = self.up(x)
@@ -108,9 +106,8 @@ class UNet(UShape):
         norm: normalisation after each 3x3x3 convolution: "batch" (Nobrainer's `batchnorm`),
             "group", "instance" or none.
         fold: whether each decoder level's transposed convolution, join and first convolution are
-            computed as one, see `voxtune.models.folded`: the same to rounding, for large blocks. A
-            training step on two CPU cores takes 0.62 s so at 32³, 0.50 otherwise; at 64³ 3.8 s and
-            4.3; compiling takes twice as long.
+            computed as one on every device, see `voxtune.models.folded`: the same to rounding. On
+            CPUs that is done anyway, where the level is large enough for it to be faster.
         rngs: source of the initial values.
     """
 

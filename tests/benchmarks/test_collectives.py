@@ -118,10 +118,15 @@ def test_gradients_are_summed_once(net: Net, how: str) -> None:
     assert not values["collective_permute"]
 
 
-def test_loops_over_depth_slices_sum_nothing_over_devices() -> None:
+# Floats of a folded decoder's kernel, less those of the bias and the kernels that it is made of.
+FOLDED = 9 * 4**3 * 4 - 8 * (1 + 2**3 * 8 + 3**3 * 4)
+
+
+@pytest.mark.parametrize(("net", "edge", "folded"), [(MESHNET, 4, 0), (UNET, 8, FOLDED)])
+def test_loops_over_depth_slices_sum_nothing_over_devices(net: Net, edge: int, folded: int) -> None:
     """The lowering for CPUs: kernels' gradients are put together after the loops."""
-    values, parameters = of_step(MESHNET, (4, 4, 4, 4), mesh="data=4")
-    assert_one_sum(values, parameters)
+    values, parameters = of_step(net, (4, edge, edge, edge), mesh="data=4")
+    assert_one_sum(values, parameters + 4 * folded)
 
 
 def test_depth_is_split_with_halos_alone() -> None:

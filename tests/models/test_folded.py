@@ -1,5 +1,6 @@
 """The folded join of a U-Net's decoder against its parts, in float64."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -22,54 +23,69 @@ def parts(x, skip, up_kernel, up_bias, kernel, bias):
     return conv(jnp.concatenate([skip, up], axis=-1), kernel) + bias
 
 
+def assert_same(*arrays):
+    """`conv_of_up_and_skip` and its parts give the same, and the same gradients."""
+    weight = RNG.normal(size=(*arrays[1].shape[:-1], arrays[-1].size))
+
+    def run(function):
+        def total(*arrays):
+            y = function(*arrays)
+            return (y * weight).sum(), y
+
+        return jax.jit(jax.grad(total, tuple(range(6)), has_aux=True))(*arrays)
+
+    both = (jax.tree.leaves(run(each)) for each in (conv_of_up_and_skip, parts))
+    for found, wanted in zip(*both, strict=True):
+        assert wanted.dtype == jnp.float64
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("lowerings", [nullcontext, plain_lowerings])
 @pytest.mark.parametrize("coarse", [(2, 3, 4), (1, 1, 2)])  # one voxel: two borders at once
-def test_result_borders_and_gradients(coarse):
+def test_result_borders_and_gradients(coarse, lowerings):
     fine = [2 * size for size in coarse]
     shapes = (2, *coarse, 3), (2, *fine, 2), (2, 2, 2, 3, 4), (4,), (3, 3, 3, 6, 5), (5,)
-    with jax.enable_x64(True):
-        arrays = [jnp.asarray(RNG.normal(size=shape)) for shape in shapes]
-        weight = RNG.normal(size=(2, *fine, 5))
-
-        def run(function):
-            def total(*arrays):
-                y = function(*arrays)
-                return (y * weight).sum(), y
-
-            return jax.jit(jax.grad(total, tuple(range(6)), has_aux=True))(*arrays)
-
-        for found, wanted in zip(
-            *(jax.tree.leaves(run(f)) for f in (conv_of_up_and_skip, parts)), strict=True
-        ):
-            assert wanted.dtype == jnp.float64
-            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9)
+    with jax.enable_x64(True), lowerings():
+        assert_same(*(jnp.asarray(RNG.normal(size=shape)) for shape in shapes))
 
 
-def test_slices_give_the_same():
-    shapes = (2, 3, 2, 4, 3), (2, 6, 4, 8, 2), (2, 2, 2, 3, 4), (4,), (3, 3, 3, 6, 5), (5,)
-    with jax.enable_x64(True):
-        arrays = [jnp.asarray(RNG.normal(size=shape)) for shape in shapes]
-        found = jax.jit(partial(conv_of_up_and_skip, slices=True))(*arrays)
-        np.testing.assert_allclose(found, jax.jit(parts)(*arrays), rtol=0, atol=1e-9)
+def test_what_is_narrow_is_summed_wide():
+    shapes = (1, 2, 4, 4, 64), (1, 4, 8, 8, 2), (2, 2, 2, 64, 4), (4,), (3, 3, 3, 6, 5), (5,)
+    arrays = [jnp.asarray(RNG.normal(size=shape), jnp.bfloat16) for shape in shapes]
+
+    def total(dtype, *arrays):
+        y = conv_of_up_and_skip(*(each.astype(dtype) for each in arrays))
+        return (y.astype(jnp.float32) ** 2).sum()
+
+    narrow, wide = (
+        jax.jit(jax.grad(partial(total, dtype), tuple(range(6))))(*arrays)
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    for found, wanted in zip(narrow, wide, strict=True):
+        far = np.abs(found.astype(jnp.float32) - wanted).max()
+        assert found.dtype == jnp.bfloat16
+        assert far < 0.05 * np.abs(wanted).max()
 
 
-def test_a_prediction_of_a_large_block_is_folded_and_the_same(monkeypatch):
+@pytest.mark.parametrize("train", [False, True])
+def test_a_large_block_is_folded_and_the_same(monkeypatch, train):
     folded = []
 
-    def watched(*arrays, slices):
-        folded.append(slices)
-        return conv_of_up_and_skip(*arrays, slices=slices)
+    def watched(*arrays):
+        folded.append(arrays[0].shape)
+        return conv_of_up_and_skip(*arrays)
 
     monkeypatch.setattr("voxtune.models.unet.conv_of_up_and_skip", watched)
     network = UNet(outputs=2, filters=1, depth=1, rngs=nnx.Rngs(0))
     x = jnp.asarray(RNG.normal(size=(1, 8, 8, 8, 1)), jnp.float32)
-    found = network(x)
-    assert folded == [True]
+    found = network(x, train=train)
+    assert len(folded) == 1
     taken = {}
-    np.testing.assert_allclose(found, network(x, tap=taken.__setitem__), rtol=0, atol=1e-5)
+    tapped = network(x, train=train, tap=taken.__setitem__)
+    np.testing.assert_allclose(found, tapped, rtol=0, atol=1e-5)
     assert "decoder1/concat" in taken  # who taps sees all
-    network(x[:, :4, :4, :2])
-    network(x, train=True)
-    assert folded == [True]
+    network(x[:, :4, :4, :2], train=train)
+    assert len(folded) == 1
 
 
 @pytest.mark.parametrize("norm", [None, "batch"])
