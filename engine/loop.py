@@ -34,7 +34,7 @@ class Job:
         meter: measures how fast it goes.
         profile: traces steps, if any.
         learning_rates: of each group of parameters at a step, counted from 0.
-        stops: asked after each step, by its number, whether the run has to end now.
+        stops: asked once after each step whether the run has to end now.
     """
 
     config: Finetune
@@ -45,7 +45,7 @@ class Job:
     meter: Meter
     profile: Profile
     learning_rates: Callable[[int], Mapping[str, float]]
-    stops: Callable[[int], bool]
+    stops: Callable[[], bool]
 
 
 class PreemptedError(Exception):
@@ -138,7 +138,7 @@ def train(
         job.profile.end(metrics)
         del batch  # or its memory would be held while the next ones are placed
         progress.step = step = progress.step + 1
-        last, stops = step == config.steps, job.stops(step)
+        last, stops = step == config.steps, job.stops()
         logs = last or step % config.log_every == 0
         validates = last or step % config.validate_every == 0
         try:

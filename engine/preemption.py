@@ -1,12 +1,18 @@
 """Being told to end: SIGTERM, which schedulers send before they take a machine away."""
 
+import itertools
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import jax
-from jax.experimental import multihost_utils
+from jax._src import distributed  # its preemption service has no public name
+
+# JAX's service ends a run at the call whose number is one more than the highest that a process has
+# reached when the signal is heard, which is 1 before any call. So it is calls that are numbered,
+# from 1 and through all runs of the process: the steps of a resumed run begin far above.
+_calls = itertools.count(1)
 
 
 class Preemption:
@@ -27,12 +33,16 @@ class Preemption:
         self._main = threading.current_thread() is threading.main_thread()
         self._begun = self._told = False
         self._before: Any = None
+        self._service: Any = None
 
-    def stops(self, step: int) -> bool:
-        """Whether the run has to end after this step, in all processes the same."""
+    def stops(self) -> bool:
+        """Whether the run has to end after this step, in all processes the same.
+
+        To be asked once after each step.
+        """
         self._begun = True
-        if self._several and not self._told:
-            self._told = bool(multihost_utils.reached_preemption_sync_point(step))
+        if self._service is not None and not self._told:
+            self._told = bool(self._service.reached_sync_point(next(_calls)))
             if self._told and self._main:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return self._told
@@ -48,7 +58,13 @@ class Preemption:
         self._told = True
 
     def __enter__(self) -> Self:
-        if self._main and not self._several:
+        if self._several:
+            # Out of Orbax's sight: once a checkpoint is written, which may be steps later, its
+            # thread in the first process would tell the service of that step, as if the process
+            # had got no further. The others would end after a step that it has passed already.
+            self._service = distributed.global_state.preemption_sync_manager
+            distributed.global_state.preemption_sync_manager = None
+        elif self._main:
             self._before = signal.signal(signal.SIGTERM, self._hear)
         return self
 
@@ -58,7 +74,9 @@ class Preemption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._main and not self._several:
+        if self._several:
+            distributed.global_state.preemption_sync_manager = self._service
+        elif self._main:
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
             if self._told and error is None and callable(self._before):
                 # The run had its last step all the same; who runs several has to know.

@@ -1,6 +1,7 @@
 """The loop, with steps and validations made up: when it stops, what it keeps, what it says."""
 
 import io
+import itertools
 import json
 import math
 import time
@@ -112,7 +113,7 @@ class Run:
         plan = Plan((8, 8, 8), "random", 0.5, 2, 0)
         meter = Meter(plan, 0, make_mesh("data=1"), Peak(1.0, "made up"))
         profile = Profile(range(0), Path("nowhere"), print, meter.paused)
-        stops = self.stopped_at.__eq__
+        steps = itertools.count(self.progress.step + 1)
         job: Any = Job(
             config=self.config,
             classes=names,
@@ -122,7 +123,7 @@ class Run:
             meter=meter,
             profile=profile,
             learning_rates=lambda step: {"trunk": 1 / (1 + step)},
-            stops=stops,
+            stops=lambda: next(steps) == self.stopped_at,
         )
         with Display(self.console, self.config.steps, self.config.log_every) as display:
             given: Any = (state, self.progress, self.shelf)

@@ -25,10 +25,10 @@ def heard() -> Iterator[list[int]]:
 def test_the_step_after_the_signal_is_the_last(heard: list[int]):
     def run() -> None:
         with Preemption() as preemption:
-            assert not preemption.stops(1)
+            assert not preemption.stops()
             os.kill(os.getpid(), signal.SIGTERM)
-            assert preemption.stops(2)
-            assert preemption.stops(3)
+            assert preemption.stops()
+            assert preemption.stops()
             # The system ends the process at the second one, whatever Python is busy with.
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
             raise PreemptedError(3)
@@ -43,7 +43,7 @@ def test_the_step_after_the_signal_is_the_last(heard: list[int]):
 def test_who_runs_several_hears_of_it_where_the_last_step_was_done_already(heard: list[int]):
     """Or a study would go on with the next network."""
     with Preemption() as preemption:
-        preemption.stops(1)
+        preemption.stops()
         os.kill(os.getpid(), signal.SIGTERM)
         assert heard == []
     assert heard == [signal.SIGTERM]
@@ -54,9 +54,9 @@ def test_another_thread_leaves_the_signal_alone(heard: list[int]):
 
     def run() -> None:
         with Preemption() as preemption:
-            preemption.stops(1)
+            preemption.stops()
             os.kill(os.getpid(), signal.SIGTERM)
-            stops.append(preemption.stops(2))
+            stops.append(preemption.stops())
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -74,7 +74,7 @@ def told(before):
     if child == 0:
         with Preemption() as preemption:
             if not before:
-                preemption.stops(1)
+                preemption.stops()
                 os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
             os._exit(0)

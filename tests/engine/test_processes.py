@@ -45,6 +45,34 @@ sys.argv = ["voxtune", *last]
 entry()
 """
 
+# One of two processes; prints at which of its calls `Preemption.stops` is true first. The signal
+# comes after some, and after what Orbax does in the first process once checkpoint 1 is written.
+TOLD = """
+import contextlib, os, signal, sys, time
+from jax._src import distributed
+from jax.experimental import multihost_utils
+from voxtune.engine.preemption import Preemption
+from voxtune.engine.processes import join, leave
+
+how, rank, calls = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+join(how)
+client = distributed.global_state.client
+with Preemption() as preemption:
+    for _ in range(calls):
+        assert not preemption.stops()
+    if rank == 0 and calls:
+        with contextlib.suppress(RuntimeError):
+            multihost_utils.reached_preemption_sync_point(1)
+    client.wait_at_barrier("called", timeout_in_ms=100_000)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    while len(client.key_value_dir_get("PREEMPTION_CURRENT_COUNTER/")) < 2:
+        time.sleep(0.01)
+    more = range(calls + 1, calls + 10)
+    print(next((each for each in more if preemption.stops()), "never"), flush=True)
+leave()
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -107,7 +135,8 @@ def started(folder: Path, commands: list[list[str]]) -> Iterator[list[subprocess
             running.append(
                 subprocess.Popen(
                     [sys.executable, "-c", PROGRAM, content],
-                    env=os.environ | {"XLA_FLAGS": f"{before}{DEVICES}2{after}"},
+                    env=os.environ
+                    | {"XLA_FLAGS": f"{before}{DEVICES}2{after}", "PYTHONFAULTHANDLER": "1"},
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )
@@ -130,6 +159,18 @@ def wait_until(true: Callable[[], Any], running: list[subprocess.Popen], folder:
         time.sleep(0.05)
 
 
+def statuses(running: list[subprocess.Popen], folder: Path) -> tuple[int, ...]:
+    """Exit statuses; where one does not end in time, where all of its threads are is shown."""
+    try:
+        return tuple(each.wait(PATIENCE) for each in running)
+    except subprocess.TimeoutExpired:
+        for each in running:
+            each.send_signal(signal.SIGABRT)  # Python's fault handler writes the stacks
+            each.wait()
+        logs = ((folder / f"{rank}.log").read_text() for rank in range(2))
+        pytest.fail("\n".join(f"process {rank}:\n{log}" for rank, log in enumerate(logs)))
+
+
 @dataclass(frozen=True)
 class Ended:
     """How two processes of the run without end did.
@@ -141,7 +182,7 @@ class Ended:
         said: what it said then.
     """
 
-    told: tuple[int, int]
+    told: tuple[int, ...]
     lost: int
     seconds: float
     said: str
@@ -160,13 +201,13 @@ def ended(folder: Path) -> Ended:
     with started(folder, [*(command(folder, each) for each in NAMES), endless]) as running:
         wait_until(steps, running, folder)
         running[1].send_signal(signal.SIGTERM)
-        told = running[0].wait(PATIENCE), running[1].wait(PATIENCE)
+        told = statuses(running, folder)
     before = steps()
     with started(folder, [["resume", str(folder / LONG)]]) as running:
         wait_until(lambda: steps() - before, running, folder)
         running[1].send_signal(signal.SIGKILL)
         began = time.monotonic()
-        lost = running[0].wait(PATIENCE)
+        (lost,) = statuses(running[:1], folder)
     return Ended(told, lost, time.monotonic() - began, (folder / "0.log").read_text())
 
 
@@ -219,7 +260,7 @@ class TestTwoProcesses:
 def test_bad_input_is_said_by_each(folder: Path):
     """None of them is lost by the others, though process 0 ends what they talk by."""
     with started(folder, [command(folder, "data=2,spatial=2", "--batch", "3")]) as running:
-        assert [each.wait(PATIENCE) for each in running] == [2, 2]
+        assert statuses(running, folder) == (2, 2)
     for rank in range(2):
         said = (folder / f"{rank}.log").read_text().splitlines()[-1]
         assert said.startswith(f"voxtune: process {rank}: A batch of 3 cannot be split")
@@ -228,6 +269,30 @@ def test_bad_input_is_said_by_each(folder: Path):
 class TestOneIsToldToEnd:
     def test_both_end_with_a_checkpoint(self, ended: Ended):
         assert ended.told == (75, 75)
+
+    @pytest.mark.parametrize(
+        ("calls", "last"),
+        [
+            pytest.param((0, 0), 1, id="before the first step, which may be any"),
+            pytest.param((3, 2), 4, id="while the first is a step ahead, and writes a checkpoint"),
+        ],
+    )
+    def test_both_end_after_the_same_step(self, calls: tuple[int, int], last: int):
+        how = f"localhost:{free_port()}"
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", TOLD, f"{how},{rank},2", str(rank), str(calls[rank])],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        try:
+            assert [int(each.communicate(timeout=PATIENCE)[0]) for each in running] == [last] * 2
+        finally:
+            for each in running:
+                each.kill()
+                each.wait()
 
 
 class TestOneIsKilled:
