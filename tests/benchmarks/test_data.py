@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,27 @@ def test_files_hold_what_the_store_has(file: Path) -> None:
         stored = np.asarray(case.image.stored[:, :, :])[..., 0]
         np.testing.assert_array_equal(np.asanyarray(load(image).dataobj), stored)
         np.testing.assert_array_equal(np.asanyarray(load(label).dataobj), case.label[:, :, :])
+
+
+@pytest.mark.parametrize(("platform", "keeps"), [("cpu", True), ("gpu", False)])
+def test_all_that_cut_on_a_cpu_keep_freed_memory(
+    platform: str, keeps: bool, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, str]] = []
+
+    def start(*arguments: Any, environment: dict[str, str]) -> None:
+        del arguments
+        found.append(environment)
+        if len(found) == len(PLACES) + 1 + len(data.MONAI):
+            raise RuntimeError("all have started")
+
+    monkeypatch.setattr(data, "device", lambda: Device("any", platform))
+    monkeypatch.setattr(data.Program, "start", start)
+    monkeypatch.setattr(data, "running", lambda: nullcontext([]))
+    with pytest.raises(RuntimeError, match="all have started"):
+        next(data._places(TINY, file, {"torch": Path("python")}, ""))
+    for variables in found:
+        assert (data.KEPT.items() <= variables.items()) == keeps
 
 
 @pytest.mark.parametrize("way", ["disk", "host", "device", "loop"])
