@@ -1,4 +1,4 @@
-"""A transposed convolution, a join with the skip connection and a convolution, in one.
+"""Doubling the resolution, a join with the skip connection and a convolution, in one.
 
 Arrays are channels-last, `[B, D, H, W, C]`.
 """
@@ -33,12 +33,16 @@ def _joint_kernel(up: Array, kernel: Array) -> Array:
     """
     joint = _exact_einsum("xyzcu,defuo->xyzcdefo", up, kernel[::-1, ::-1, ::-1])
     for _ in range(3):  # the leading axis goes into that of the second's taps
-        first, second = joint
-        before, behind = (
-            [(n, 1 - n) if axis == 3 else (0, 0) for axis in range(first.ndim)] for n in (1, 0)
-        )
-        joint = jnp.pad(first, behind) + jnp.pad(second, before)
+        joint = _both(*joint, axis=3)
     return joint
+
+
+def _both(first: Array, second: Array, axis: int) -> Array:
+    """What the two voxels that one becomes get, by the place of who sees it: 3 → 4 on an axis."""
+    before, behind = (
+        [(n, 1 - n) if each == axis else (0, 0) for each in range(first.ndim)] for n in (1, 0)
+    )
+    return jnp.pad(first, behind) + jnp.pad(second, before)
 
 
 def _by_phase(joint: Array) -> Array:
@@ -81,6 +85,13 @@ def _up_conv(x: Array, joint: Array) -> Array:
     y = jnp.stack(phases).reshape(2, 2, 2, batch, *coarse, -1)
     y = y.transpose(3, 4, 0, 5, 1, 6, 2, 7)
     return y.reshape(batch, *(2 * size for size in coarse), -1)
+
+
+def _added(x: Array, joint: Array, skip: Array, of_skip: Array, bias: Array) -> Array:
+    """What a fine volume sees of a coarse one and of the skip connection, and the bias."""
+    up_conv = up_conv_slices if lowering_of(of_skip.shape) == "slices" else _up_conv
+    joint, of_skip, bias = (each.astype(x.dtype) for each in (joint, of_skip, bias))
+    return up_conv(x, joint) + conv(skip, of_skip) + bias
 
 
 def pays(x: Array, up_kernel: Array, kernel: Array) -> bool:
@@ -127,6 +138,25 @@ def conv_of_up_and_skip(
     with_bias = jnp.concatenate(
         [up_kernel, jnp.broadcast_to(up_bias, (2, 2, 2, 1, len(up_bias)))], axis=3
     )
-    joint = _joint_kernel(with_bias, of_up).astype(x.dtype)
-    up_conv = up_conv_slices if lowering_of(kernel.shape) == "slices" else _up_conv
-    return up_conv(with_ones, joint) + conv(skip, of_skip.astype(x.dtype)) + bias.astype(x.dtype)
+    return _added(with_ones, _joint_kernel(with_bias, of_up), skip, of_skip, bias)
+
+
+def conv_of_repeated_and_skip(x: Array, skip: Array, kernel: Array, bias: Array) -> Array:
+    """`conv(concatenate([skip, repeat_voxels(x)])) + bias`: as above, and nothing to be multiplied.
+
+    A voxel and its repetition are under two taps at once, whose sum is what counts.
+
+    Args:
+        x: `[B, D, H, W, C]`.
+        skip: `[B, 2D, 2H, 2W, S]`.
+        kernel: `[3, 3, 3, S + C, O]`.
+        bias: `[O]`.
+
+    Returns:
+        `[B, 2D, 2H, 2W, O]`, of the type of `x`; sums of taps are taken in their own type.
+    """
+    skips = skip.shape[-1]
+    of_skip, joint = kernel[..., :skips, :], kernel[::-1, ::-1, ::-1, skips:]
+    for axis in range(3):
+        joint = _both(joint, joint, axis)
+    return _added(x, joint.transpose(3, 0, 1, 2, 4), skip, of_skip, bias)

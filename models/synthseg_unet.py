@@ -5,10 +5,11 @@ from flax import nnx
 from jax import Array
 
 from voxtune.models.family import UShape
+from voxtune.models.folded import conv_of_repeated_and_skip
 from voxtune.models.layers import ConvUnit, Head
-from voxtune.models.lowering import max_pool
+from voxtune.models.lowering import lowering_of, max_pool
 from voxtune.models.norms import BatchNorm
-from voxtune.models.run import Run
+from voxtune.models.run import Run, ignore
 from voxtune.models.unet import edge_of_u
 from voxtune.models.upsampling import repeat_voxels
 
@@ -53,10 +54,19 @@ class BottomLevel(ConvLevel):
 
 
 class UpLevel(ConvLevel):
-    """A level of the decoder: repeats each voxel and joins the skip connection first."""
+    """A level of the decoder: repeats each voxel and joins the skip connection first.
+
+    On CPUs both and the first convolution are one operation, unless somebody taps.
+    """
 
     def __call__(self, x: Array, skip: Array, run: Run, path: str) -> Array:
         """`[B, D, H, W, C]` and the skip `[B, 2D, 2H, 2W, S]` → `[B, 2D, 2H, 2W, filters]`."""
+        conv = self.unit1.conv
+        if run.tap is ignore and lowering_of(conv.kernel.shape) == "slices":
+            assert conv.bias is not None
+            x = conv_of_repeated_and_skip(x, skip, conv.kernel[...], conv.bias[...])
+            x = self.unit1.finish(x, run, f"{path}/unit1")
+            return self.normalised(self.unit2(x, run, f"{path}/unit2"), run, path)
         x = repeat_voxels(x)
         run.tap(f"{path}/repeat", x)
         x = jnp.concatenate([skip, x], axis=-1)

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,12 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from voxtune.models.folded import conv_of_up_and_skip
+from voxtune.models import synthseg_unet
+from voxtune.models.folded import conv_of_repeated_and_skip, conv_of_up_and_skip
 from voxtune.models.lowering import conv, conv_transpose_blocks, plain_lowerings
+from voxtune.models.synthseg_unet import SynthSegUNet
 from voxtune.models.unet import UNet
+from voxtune.models.upsampling import repeat_voxels
 
 RNG = np.random.default_rng(0)
 
@@ -23,8 +27,12 @@ def parts(x, skip, up_kernel, up_bias, kernel, bias):
     return conv(jnp.concatenate([skip, up], axis=-1), kernel) + bias
 
 
-def assert_same(*arrays):
-    """`conv_of_up_and_skip` and its parts give the same, and the same gradients."""
+def repeated_parts(x, skip, kernel, bias):
+    return conv(jnp.concatenate([skip, repeat_voxels(x)], axis=-1), kernel) + bias
+
+
+def assert_same(folded, parts, *arrays):
+    """Both give the same, and the same gradients."""
     weight = RNG.normal(size=(*arrays[1].shape[:-1], arrays[-1].size))
 
     def run(function):
@@ -32,9 +40,9 @@ def assert_same(*arrays):
             y = function(*arrays)
             return (y * weight).sum(), y
 
-        return jax.jit(jax.grad(total, tuple(range(6)), has_aux=True))(*arrays)
+        return jax.jit(jax.grad(total, tuple(range(len(arrays))), has_aux=True))(*arrays)
 
-    both = (jax.tree.leaves(run(each)) for each in (conv_of_up_and_skip, parts))
+    both = (jax.tree.leaves(run(each)) for each in (folded, parts))
     for found, wanted in zip(*both, strict=True):
         assert wanted.dtype == jnp.float64
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9)
@@ -46,7 +54,16 @@ def test_result_borders_and_gradients(coarse, lowerings):
     fine = [2 * size for size in coarse]
     shapes = (2, *coarse, 3), (2, *fine, 2), (2, 2, 2, 3, 4), (4,), (3, 3, 3, 6, 5), (5,)
     with jax.enable_x64(True), lowerings():
-        assert_same(*(jnp.asarray(RNG.normal(size=shape)) for shape in shapes))
+        arrays = (jnp.asarray(RNG.normal(size=shape)) for shape in shapes)
+        assert_same(conv_of_up_and_skip, parts, *arrays)
+
+
+@pytest.mark.parametrize("lowerings", [nullcontext, plain_lowerings])
+def test_repeated_voxels_have_the_same_result_and_gradients(lowerings):
+    shapes = (2, 2, 1, 3, 4), (2, 4, 2, 6, 2), (3, 3, 3, 6, 5), (5,)
+    with jax.enable_x64(True), lowerings():
+        arrays = (jnp.asarray(RNG.normal(size=shape)) for shape in shapes)
+        assert_same(conv_of_repeated_and_skip, repeated_parts, *arrays)
 
 
 def test_what_is_narrow_is_summed_wide():
@@ -86,6 +103,18 @@ def test_a_large_block_is_folded_and_the_same(monkeypatch, train):
     assert "decoder1/concat" in taken  # who taps sees all
     network(x[:, :4, :4, :2], train=train)
     assert len(folded) == 1
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_repeated_voxels_are_folded_and_the_same(train):
+    network = SynthSegUNet(outputs=2, filters=2, depth=1, rngs=nnx.Rngs(0))
+    x = jnp.asarray(RNG.normal(size=(1, 4, 4, 4, 1)), jnp.float32)
+    taken = {}
+    tapped = network(x, train=train, tap=taken.__setitem__)
+    with mock.patch.object(synthseg_unet, "repeat_voxels", side_effect=AssertionError):
+        found = network(x, train=train)
+    np.testing.assert_allclose(found, tapped, rtol=0, atol=1e-5)
+    assert "decoder1/concat" in taken
 
 
 @pytest.mark.parametrize("norm", [None, "batch"])
