@@ -5,7 +5,7 @@ import datetime
 import platform
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +24,7 @@ from voxtune.benchmarks import (
     train,
 )
 from voxtune.benchmarks.measurement import Measurement
-from voxtune.benchmarks.nets import NETS
+from voxtune.benchmarks.nets import MAIN, NETS
 from voxtune.benchmarks.program import ended_when_told
 from voxtune.engine import config
 from voxtune.engine.machine import Machine, this_machine
@@ -32,6 +32,7 @@ from voxtune.engine.record import revision
 from voxtune.engine.store import read_store
 from voxtune.models.errors import InputError
 from voxtune.models.families import abstract
+from voxtune.models.lowering import plain_lowerings
 
 # (options, kind of environment → its interpreter) → what was measured: of each case voxtune first,
 # then its peers.
@@ -123,8 +124,6 @@ def _check(given: config.Benchmark) -> None:
     """
     if (given.check or given.page is not None) and given.history is None:
         raise InputError("--check and --page are of a history; name its folder with --history.")
-    if not given.networks:
-        raise InputError("--networks names none; leave it out for all.")
     numbers = {
         "--blocks": given.blocks,
         "--batches": given.batches,
@@ -142,7 +141,7 @@ def _check(given: config.Benchmark) -> None:
                 f"--{option} is of {', '.join(suites)}, not of {', '.join(given.suites)}; leave it "
                 "out, or measure what it is of."
             )
-    _check_blocks(given)
+    _check_networks(given)
     if given.scan is not None:
         predict.check_scan(given.scan)
     if given.store is not None:
@@ -159,17 +158,25 @@ def _check(given: config.Benchmark) -> None:
         throughput_page.check_place(given.page)
 
 
-def _check_blocks(given: config.Benchmark) -> None:
-    """Makes sure that networks can be trained on blocks.
+def _check_networks(given: config.Benchmark) -> None:
+    """Makes sure that suites measure the networks that are named, and train them on blocks.
 
     Raises:
-        InputError: one cannot.
+        InputError: one does not.
     """
+    lacking = [each for each in _OF_SUITES["networks"] if each in given.suites and each != "train"]
+    for network in given.networks:
+        if network not in MAIN and lacking:
+            raise InputError(
+                f"--networks {network} is of train, not of {', '.join(lacking)}; name the suites "
+                f"to measure, as in: voxtune benchmark train --networks {network}."
+            )
     if not {"train", "scaling"} & {*given.suites}:
         return
-    for network in given.networks:
-        net = NETS[network]
-        multiple = abstract(net.family, dict(net.arguments)).min_multiple
+    networks: Sequence[str] = given.networks or MAIN
+    for net in map(NETS.__getitem__, networks):
+        with plain_lowerings():  # others would open the device, of which this process has no need
+            multiple = abstract(net.family, dict(net.arguments)).min_multiple
         for edge in given.blocks:
             if edge % multiple:
                 raise InputError(f"--blocks {edge}: {net.title} takes multiples of {multiple}.")

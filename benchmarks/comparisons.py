@@ -9,6 +9,7 @@ from voxtune.benchmarks.history import Entry
 from voxtune.benchmarks.measurement import Measurement, Spread
 
 OWN = "voxtune"
+LEAST_RATIO = "least_ratio"  # of `Measurement.values`, see `Figure.least_ratio`
 Item = TypeVar("Item")
 
 
@@ -49,6 +50,11 @@ class Figure:
         if len(own.seconds) != len(self.measured.seconds):  # one of them was stopped
             return None
         return measurement.ratio(own, self.measured)
+
+    @property
+    def least_ratio(self) -> float | None:
+        """The same of a peer that was stopped: voxtune is at least so many times as fast."""
+        return self.measured.values.get(LEAST_RATIO)
 
 
 def figures_of(entries: Iterable[Entry]) -> list[Figure]:

@@ -16,7 +16,7 @@ from typing import Any
 from voxtune.benchmarks.device import device, environment
 from voxtune.benchmarks.first_step import PARTS
 from voxtune.benchmarks.measurement import Measurement
-from voxtune.benchmarks.nets import NETS
+from voxtune.benchmarks.nets import MAIN, NETS
 from voxtune.benchmarks.program import Program, running
 from voxtune.engine import config
 
@@ -40,7 +40,7 @@ def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Meas
     platform = device().platform
     turns = min(given.turns, QUICK_TURNS) if given.quick else given.turns
     shape = SHAPES["cpu" if platform == "cpu" else "gpu"][given.quick]
-    for network in given.networks:
+    for network in given.networks or MAIN:
         told = [turn(network, shape, platform) for _ in range(turns)]
         for cache in CACHES:
             yield measurement(network, shape, cache, [each[cache] for each in told])

@@ -53,7 +53,7 @@ class OwnStep:
         Raises:
             InputError: there are not so many devices as `mesh` asks for.
         """
-        config = Finetune(Path(), "", Path(), **options)
+        config, net = Finetune(Path(), "", Path(), **options), net.at(shape[1:])
         network, mesh = build(net.family, dict(net.arguments)), make_mesh(config.mesh)
         rules = make_rules(Parameters.of(network), config)
         step, params, statistics = make_step(network, config, rules)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from voxtune.benchmarks.comparisons import OWN
-from voxtune.benchmarks.nets import NETS, as_keras, keras_weights
+from voxtune.benchmarks.nets import NETS, compared, for_peers
 from voxtune.benchmarks.own_step import OwnStep
 from voxtune.benchmarks.peer import (
     CLIP,
@@ -39,9 +39,9 @@ def own_training(options: argparse.Namespace) -> Training:
     Raises:
         RefusalError: blocks are not such as the network takes.
     """
+    batch, *block = options.shape
     net = NETS[options.network]
     multiple = abstract(net.family, dict(net.arguments)).min_multiple
-    batch, *block = options.shape
     if any(size % multiple for size in block):
         raise RefusalError(f"it takes blocks whose edges are multiples of {multiple} voxels")
     devices = jax.local_device_count() if options.map == "pmap" else 1
@@ -63,10 +63,10 @@ def own_training(options: argparse.Namespace) -> Training:
         weight_decay=DECAY,
         clip=CLIP,
     )
-    whole = {name: np.asarray(each) for name, each in own.whole.items()}
-    weights = {f"weight{n}": each for n, each in enumerate(keras_weights(net))}
-    np.savez(options.file, allow_pickle=False, **whole, **weights)
     state, compiled = own.state, None
+    net = net.at(block)
+    network = for_peers(net, state.params, state.statistics)
+    np.savez(options.file, allow_pickle=False, **own.whole, **network)
     first = own.mesh.devices.flat[0]
     alike = devices if first.platform != "cpu" else 1  # CPUs that are simulated share its cores
 
@@ -84,7 +84,7 @@ def own_training(options: argparse.Namespace) -> Training:
         jax_peak,
         lambda: product_speed_now(first, jnp.dtype(dtype)) * alike,
         {"devices": devices, "flops": own.flops},
-        parameters=lambda: as_keras(net, state.params),
+        parameters=lambda: compared(net, state.params, state.statistics),
     )
 
 

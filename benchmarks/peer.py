@@ -1,7 +1,8 @@
 """One framework's training step, timed when asked: a child of the suite `train`.
 
 It needs nothing but the framework, for it runs in an environment that has no voxtune. Networks,
-loss and optimiser are the same in each: weights come from a file, the loss is cross-entropy plus
+loss and optimiser are the same in each: weights come from a file, which describes the network to
+Keras too, the loss is cross-entropy plus
 soft Dice of every class but the first of each scan, the optimiser AdamW after clipping the gradient
 to norm 1. The batch is on the device before the first step.
 
@@ -20,6 +21,7 @@ Keras have their usual mixed precision where it is bfloat16: autocast, and the p
 """
 
 import importlib
+import itertools
 import json
 import math
 import os
@@ -37,6 +39,7 @@ import numpy as np
 RATE, DECAY, CLIP = 1e-4, 1e-5, 1.0
 DILATIONS = (1, 2, 4, 8, 16, 8, 4, 2, 1)  # brainchop's
 FILTERS = 21
+MERGES = ("Add", "Concatenate")  # Keras's layers that take what they join as a list
 EXACT = "exact"  # float32 that multiplies in nothing less
 TURN = 1.0  # seconds that a turn is to last at least, of steps of a millisecond or more
 MOST = 1000  # steps a turn
@@ -75,7 +78,7 @@ class Training:
         floor: FLOP/s of the devices in a matrix product, measured now; of voxtune's alone.
         about: what else is said of it.
         notes: what belongs to the version.
-        parameters: those that it has now, as Keras stores them, from input to output.
+        parameters: those that it has now, as the file has them: LAYER:NAME → array.
     """
 
     run: Callable[[int], float]
@@ -84,7 +87,7 @@ class Training:
     floor: Callable[[], float] | None = None
     about: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    parameters: Callable[[], Arrays] | None = None
+    parameters: Callable[[], Mapping[str, np.ndarray]] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,15 +95,17 @@ class Given:
     """What peers train.
 
     Attributes:
-        network: `unet` or `meshnet`.
-        weights: as Keras stores them, from input to output.
+        network: `unet`, `meshnet`, or for Keras another.
+        graph: its layers and calls, as `voxtune.models.graph.Graph` has them in JSON.
+        weights: LAYER:NAME → array as Keras stores it, from input to output.
         image: float32 `[B, D, H, W, 1]`.
         label: uint8 `[B, D, H, W]`.
         dtype: `float32`, `bfloat16` for mixed precision, or `exact`.
     """
 
     network: str
-    weights: Arrays
+    graph: Mapping[str, Any]
+    weights: Mapping[str, np.ndarray]
     image: np.ndarray
     label: np.ndarray
     dtype: str
@@ -108,9 +113,22 @@ class Given:
     @staticmethod
     def read(network: str, file: str, dtype: str) -> "Given":
         """As voxtune's child wrote it."""
+        graph, weights = network_in(file)
         with np.load(file) as arrays:
-            weights = [arrays[f"weight{number}"] for number in range(len(arrays.files) - 2)]
-            return Given(network, weights, arrays["image"], arrays["label"], dtype)
+            return Given(network, graph, weights, arrays["image"], arrays["label"], dtype)
+
+    @property
+    def outputs(self) -> int:
+        """Logits for each voxel."""
+        return [*self.weights.values()][-1].size
+
+
+def network_in(file: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The graph and the weights of `Given`, as voxtune wrote them."""
+    with np.load(file) as arrays:
+        names = [name for name in arrays.files if name.startswith("weight/")]
+        weights = {name.removeprefix("weight/"): arrays[name] for name in names}
+        return json.loads(str(arrays["graph"])), weights
 
 
 def torch_network(network: str, weights: Arrays) -> Any:
@@ -184,8 +202,8 @@ def torch_training(given: Given, compiled: bool = False) -> Training:
     cuda = device.type == "cuda"
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = given.dtype != EXACT
-    outputs = given.weights[-1].size
-    net = torch_network(given.network, given.weights).to(device)
+    outputs = given.outputs
+    net = torch_network(given.network, [*given.weights.values()]).to(device)
     x = torch.from_numpy(given.image).permute(0, 4, 1, 2, 3).to(device)
     x = x.contiguous(memory_format=torch.channels_last_3d)
     y = torch.from_numpy(given.label).long().to(device)
@@ -217,12 +235,12 @@ def torch_training(given: Given, compiled: bool = False) -> Training:
             torch.cuda.synchronize()
         return loss.item()
 
-    def parameters() -> Arrays:
+    def parameters() -> Mapping[str, np.ndarray]:
         found = []
         for layer in torch_layers(net):
             kernel = layer.weight.detach().permute(2, 3, 4, 1, 0)
             found += [kernel.cpu().numpy(), layer.bias.detach().cpu().numpy()]
-        return found
+        return dict(zip(given.weights, found, strict=True))
 
     memory = torch.cuda.max_memory_allocated if cuda else process_peak
     return Training(run, "gpu" if cuda else "cpu", memory, parameters=parameters)
@@ -234,33 +252,37 @@ def torch_compiled_training(given: Given) -> Training:
 
 
 def keras_network(
-    network: str, weights: Arrays, shape: tuple[int, ...], activation: str | None = None
+    graph: Mapping[str, Any], weights: Mapping[str, np.ndarray], shape: tuple[int, ...]
 ) -> Any:
-    """The network in Keras 3; `[B, *shape]`, channels last → logits, or what `activation` gives."""
-    import keras
-    from keras import layers
+    """The network in Keras 3; `[B, *shape]`, channels last → what the graph gives.
 
-    x = inputs = layers.Input(shape)
-    if network == "unet":
-        skips = []
-        for first, second in ((16, 32), (32, 64), (64, 128), (128, 256)):
-            for filters in (first, second):
-                x = layers.Conv3D(filters, 3, padding="same", activation="relu")(x)
-            if second < 256:
-                skips.append(x)
-                x = layers.MaxPooling3D(2)(x)
-        for filters in (128, 64, 32):
-            x = layers.Conv3DTranspose(2 * filters, 2, strides=2)(x)
-            x = layers.Concatenate()([skips.pop(), x])
-            for _ in range(2):
-                x = layers.Conv3D(filters, 3, padding="same", activation="relu")(x)
-    else:
-        for gap in DILATIONS:
-            settings = {"padding": "same", "dilation_rate": gap, "activation": "elu"}
-            x = layers.Conv3D(FILTERS, 3, **settings)(x)
-    model = keras.Model(inputs, layers.Conv3D(weights[-1].size, 1, activation=activation)(x))
-    model.set_weights(weights)
-    return model
+    Args:
+        graph: see `Given`; its layers are Keras's, each called once, and have no dropout.
+        weights: see `Given`.
+        shape: of a scan, with its channels.
+    """
+    import keras
+
+    layers, (entry,) = {each["name"]: each for each in graph["layers"]}, graph["inputs"]
+    found = {entry: keras.Input(shape)}
+    for call in graph["calls"]:
+        layer, given = layers[call["layer"]], [found[name] for name in call["inputs"]]
+        kind, settings = layer["kind"], layer["config"]
+        if kind == "ZeroPadding3DChannels":  # Keras has no such layer
+            widths = [(0, 0)] * 4 + [(settings["padding"],) * 2]
+            found[call["name"]] = keras.ops.pad(given[0], widths)
+            continue
+        made = getattr(keras.layers, kind)(**settings, name=layer["name"])
+        found[call["name"]] = made(given) if kind in MERGES else made(*given)
+        own = [each for name, each in weights.items() if layer_of(name) == layer["name"]]
+        made.set_weights(own)
+    (output,) = graph["outputs"]
+    return keras.Model(found[entry], found[output])
+
+
+def layer_of(name: str) -> str:
+    """The layer of a weight, LAYER:NAME."""
+    return name.rpartition(":")[0]
 
 
 def keras_training(given: Given) -> Training:
@@ -272,8 +294,8 @@ def keras_training(given: Given) -> Training:
         keras.config.set_dtype_policy("mixed_bfloat16")
     if given.dtype == EXACT:
         keras_exact()
-    model = keras_network(given.network, given.weights, given.image.shape[1:])
-    outputs = given.weights[-1].size
+    model = keras_network(given.graph, given.weights, given.image.shape[1:])
+    outputs = given.outputs
 
     def loss(truth: object, logits: object) -> object:
         logs = ops.log_softmax(ops.cast(logits, "float32"))
@@ -301,8 +323,13 @@ def keras_training(given: Given) -> Training:
             found = model.train_on_batch(image, label)
         return float(found)
 
+    def parameters() -> Mapping[str, np.ndarray]:
+        layers = dict.fromkeys(map(layer_of, given.weights))
+        found = [model.get_layer(each).get_weights() for each in layers]
+        return dict(zip(given.weights, itertools.chain(*found), strict=True))
+
     notes = ("by train_on_batch, which waits for each step",)
-    return Training(run, platform, memory, notes=notes, parameters=model.get_weights)
+    return Training(run, platform, memory, notes=notes, parameters=parameters)
 
 
 def keras_exact() -> None:
@@ -347,8 +374,14 @@ PEERS: dict[str, tuple[Callable[[Given], Training], tuple[str, ...]]] = {
 }
 
 
+class RefusalError(Exception):
+    """A program cannot do this case, for what it says."""
+
+
 def problem_of(error: Exception) -> str | None:
-    """What a framework raised, in words, where that is a result; None where something broke."""
+    """What was raised, in words, where that is a result; None where something broke."""
+    if isinstance(error, ImportError | RefusalError):
+        return str(error)
     if isinstance(error, MemoryError) or re.search(TOO_LITTLE, str(error)):
         return OUT_OF_MEMORY
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -356,13 +389,56 @@ def problem_of(error: Exception) -> str | None:
     return None
 
 
-class RefusalError(Exception):
-    """A program cannot do this case, for what it says."""
-
-
 def stepped(file: str, program: str) -> Path:
     """Where a program saves its parameters after the first step, beside the file of the weights."""
     return Path(file).with_name(f"{program}.npz")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A program that has loaded.
+
+    Attributes:
+        turn: its number, from 0 → what is said of it; raises what `problem_of` may know.
+        about: what is said of the program.
+        notes: what belongs to its version.
+    """
+
+    turn: Callable[[int], Mapping[str, Any]]
+    about: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def serve(needed: Sequence[str], make: Callable[[], Ready], variables: Mapping[str, str]) -> None:
+    """Says what it is, and takes a turn for each line on standard input; in lines of JSON.
+
+    Args:
+        needed: modules whose versions are told.
+        make: what takes turns, once they are there.
+        variables: that libraries heed.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    # Nothing is taken that was compiled before: how long that takes is told apart.
+    os.environ |= {"JAX_ENABLE_COMPILATION_CACHE": "false", **variables}
+
+    def answer(**values: object) -> None:
+        print(json.dumps(values), file=answers, flush=True)
+
+    trouble = "missing"  # how what goes wrong is called in the first answer
+    try:
+        modules = [importlib.import_module(name) for name in needed]
+        ready = make()
+        versions = [f"{m.__name__} {m.__version__}" for m in modules if hasattr(m, "__version__")]
+        answer(version=", ".join((*versions, *ready.notes)), **ready.about)
+        trouble = "problem"
+        for number, _ in enumerate(sys.stdin):
+            answer(**ready.turn(number))
+    except Exception as error:  # each framework has its own
+        problem = problem_of(error)
+        if problem is None:
+            raise
+        answer(**{trouble: problem})
 
 
 def take_turns(
@@ -374,58 +450,35 @@ def take_turns(
     """Says what it is, and trains when told to, as the module says.
 
     Args:
-        needed: modules whose versions are told.
-        make: what trains, once they are there.
-        variables: that libraries heed.
+        needed: as of `serve`.
+        make: what trains.
+        variables: as of `serve`.
         kept: where parameters are saved after the first step.
     """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    # Nothing is taken that was compiled before: how long that takes is told apart.
-    os.environ |= {"JAX_ENABLE_COMPILATION_CACHE": "false", **variables}
 
-    def answer(**values: object) -> None:
-        print(json.dumps(values), file=answers, flush=True)
+    def ready() -> Ready:
+        training, steps = make(), 1
 
-    try:
-        modules = [importlib.import_module(name) for name in needed]
-        training = make()
-    except Exception as error:  # each framework has its own
-        told = isinstance(error, ImportError | RefusalError)
-        problem = str(error) if told else problem_of(error)
-        if problem is None:
-            raise
-        answer(missing=problem)
-        return
-    versions = [
-        f"{each.__name__} {each.__version__}" for each in modules if hasattr(each, "__version__")
-    ]
-    version = ", ".join((*versions, *training.notes))
-    answer(version=version, platform=training.platform, **training.about)
-    steps = 1
-    for number, _ in enumerate(sys.stdin):
-        began = time.perf_counter()
-        try:
+        def turn(number: int) -> dict[str, Any]:
+            nonlocal steps
+            began = time.perf_counter()
             loss = training.run(steps)
-        except Exception as error:  # each framework has its own
-            problem = problem_of(error)
-            if problem is None:
-                raise
-            answer(problem=problem)
-            return
-        seconds = (time.perf_counter() - began) / steps
-        if not math.isfinite(loss):
-            answer(problem="its loss is not finite")
-            return
-        found = {"seconds": seconds, "loss": loss, "memory": training.memory()}
-        if number == 0 and kept is not None and training.parameters is not None:
-            np.savez(kept, *training.parameters(), allow_pickle=False)
-        # Turns before the first that counts tell the memory of the steps alone.
-        if training.floor is not None and number > 1:
-            found["floor"] = training.floor()
-        answer(**found)
-        if number == 1:  # which neither compiles nor counts
-            steps = min(max(1, round(TURN / seconds)), MOST)
+            seconds = (time.perf_counter() - began) / steps
+            if not math.isfinite(loss):
+                raise RefusalError("its loss is not finite")
+            found = {"seconds": seconds, "loss": loss, "memory": training.memory()}
+            if number == 0 and kept is not None and training.parameters is not None:
+                np.savez(kept, allow_pickle=False, **training.parameters())
+            # Turns before the first that counts tell the memory of the steps alone.
+            if training.floor is not None and number > 1:
+                found["floor"] = training.floor()
+            if number == 1:  # which neither compiles nor counts
+                steps = min(max(1, round(TURN / seconds)), MOST)
+            return found
+
+        return Ready(turn, {"platform": training.platform, **training.about}, training.notes)
+
+    serve(needed, ready, variables)
 
 
 def main() -> None:

@@ -32,12 +32,13 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from voxtune.benchmarks.comparisons import LEAST_RATIO
 from voxtune.benchmarks.device import device, environment, keep_to_cpu
 from voxtune.benchmarks.environments import peer_environment
-from voxtune.benchmarks.measurement import Measurement, Work
-from voxtune.benchmarks.nets import NETS, Net, keras_weights
+from voxtune.benchmarks.measurement import Measurement, Spread, Work
+from voxtune.benchmarks.nets import MAIN, NETS, Net, for_peers
 from voxtune.benchmarks.peer import OUT_OF_MEMORY
-from voxtune.benchmarks.predict_peer import CHECK, OVERLAP
+from voxtune.benchmarks.predict_peer import CHECK, FILE, OVERLAP
 from voxtune.benchmarks.program import PAUSE, STARTING, Program, running, take_turns
 from voxtune.engine import config
 from voxtune.engine.contract import Contract
@@ -86,7 +87,7 @@ def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Meas
     platform = device().platform
     edge = given.scan or EDGES.get(platform, EDGES["gpu"])[given.quick]
     turns = min(given.turns, QUICK_TURNS) if given.quick else given.turns
-    for network in given.networks:
+    for network in given.networks or MAIN:
         with tempfile.TemporaryDirectory() as place:
             prepare(NETWORKS[network], edge, Path(place), bool(peers))
             for way in PEERS:
@@ -224,7 +225,8 @@ class Case:
                     "version": program.hello.get("version", ""),
                 }
                 if program.problem:
-                    yield Measurement(**about, problem=program.problem)
+                    least = least_ratio(own, program, key, self.turns) if beside else {}
+                    yield Measurement(**about, values=least, problem=program.problem)
                     continue
                 last = program.turns[-self.turns :]
                 yield Measurement(
@@ -235,6 +237,22 @@ class Case:
                     memory=max(each["memory"] for each in program.turns),
                     values=values.get(program.name, {}),
                 )
+
+
+def least_ratio(own: Program, peer: Program, key: str, turns: int) -> dict[str, float]:
+    """How many times as fast voxtune is at least as a peer that was stopped; empty where it is not.
+
+    Args:
+        own: voxtune.
+        peer: that was stopped in a turn, after one that it had finished.
+        key: of `PARTS`. What else belongs to a turn is taken to last as in the one before.
+        turns: of voxtune's that count.
+    """
+    if own.problem or peer.stopped is None or not peer.turns:
+        return {}
+    before = peer.turns[-1]
+    took = Spread.of([each[key] for each in own.turns[-turns:]]).median
+    return {LEAST_RATIO: (peer.stopped - (before["seconds"] - before[key])) / took}
 
 
 def window_of(edge: int) -> int:
@@ -329,16 +347,13 @@ def work_of(net: Net, edge: int, window: int) -> Work:
 
 def prepare(net: Net, edge: int, folder: Path, checked: bool) -> None:
     """Writes what programs need: weights, model directory, scan, and if wanted a cube to check."""
-    weights = keras_weights(net)
-    np.savez(
-        folder / "weights.npz",
-        allow_pickle=False,
-        **{f"weight{n}": each for n, each in enumerate(weights)},
-    )
-    network = build(net.family, dict(net.arguments))  # of the same seed as the weights
+    network = build(net.family, dict(net.arguments))
     outputs = net.arguments["outputs"]
     classes = tuple(LabelClass(value, f"class {value}") for value in range(max(2, outputs)))
     activation = "sigmoid" if outputs == 1 else "softmax"
+    _, params, statistics = split(network)
+    arrays = for_peers(net, params, statistics, activation)
+    np.savez(folder / FILE, allow_pickle=False, **arrays)
     contract = Contract("RAS", (1.0, 1.0, 1.0), "minmax", (32, 32, 32))
     spec = ModelSpec(net.family, dict(net.arguments), activation, classes, contract)
     write_model(folder / "model", spec, by_path(network), history={})

@@ -1,7 +1,7 @@
 """One framework's prediction of a scan, timed when asked: a child of `voxtune.benchmarks.predict`.
 
 It needs nothing but the framework, NumPy and nibabel, for it runs in an environment that has no
-voxtune. Weights come from a file, networks are those of `peer.py`.
+voxtune. Networks come from a file, as those of `peer.py` do.
 
     predict_peer.py PROGRAM NETWORK FOLDER [WINDOW]
 
@@ -21,8 +21,6 @@ otherwise.
 """
 
 import importlib
-import json
-import os
 import runpy
 import sys
 import time
@@ -35,6 +33,7 @@ from typing import Any
 import numpy as np
 
 OVERLAP = 0.25
+FILE = "weights.npz"
 CHECK = 32  # edge of what is predicted first, voxels
 PEER = runpy.run_path(str(Path(__file__).with_name("peer.py")))
 process_peak, jax_peak = PEER["process_peak"], PEER["jax_peak"]
@@ -108,8 +107,7 @@ def keras(network: str, weights: Any, folder: Path, name: str, window: int) -> F
     from keras import ops
 
     def made(shape: tuple[int, ...]) -> Network:
-        activation = "sigmoid" if weights[-1].size == 1 else "softmax"
-        model = PEER["keras_network"](network, weights, (*shape, 1), activation)
+        model = PEER["keras_network"](*PEER["network_in"](folder / FILE), (*shape, 1))
         return on_jax_of(model) if on_jax else on_tensorflow_of(model, xla=platform != "cpu")
 
     on_jax = name == "Keras-JAX"
@@ -309,22 +307,23 @@ def first_to_end() -> None:
             Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def ready(name: str, network: str, folder: Path, window: int) -> tuple[Framework, str]:
-    """A program that holds its network, which it has checked, and its version."""
-    make, needed = PROGRAMS[name]
-    modules = [importlib.import_module(each) for each in needed]
+def loaded(make: Callable[..., Framework], network: str, folder: Path, *given: Any) -> Framework:
+    """A program that holds its network, and has shown what that gives.
+
+    Args:
+        make: of `PROGRAMS`.
+        network: its name.
+        folder: see the module.
+        given: name of the program, and edge of the windows.
+    """
     importlib.import_module("nibabel")
-    with np.load(folder / "weights.npz") as arrays:
-        weights = [arrays[f"weight{number}"] for number in range(len(arrays.files))]
-    held = make(network, weights, folder, name, window)
+    weights = [*PEER["network_in"](folder / FILE)[1].values()]
+    held = make(network, weights, folder, *given)
     if (folder / "check.npy").exists():
         with held.exact():
             found = held.check(np.load(folder / "check.npy"))
-        np.save(folder / f"{name}.npy", np.asarray(found))
-    versions = [
-        f"{each.__name__} {each.__version__}" for each in modules if hasattr(each, "__version__")
-    ]
-    return held, ", ".join((*versions, *held.notes))
+        np.save(folder / f"{given[0]}.npy", np.asarray(found))
+    return held
 
 
 def turn(held: Framework) -> dict[str, float]:
@@ -340,34 +339,22 @@ def turn(held: Framework) -> dict[str, float]:
 
 def main() -> None:
     """Takes turns with its parent."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
     name, network, place, *given = sys.argv[1:]
     folder, window = Path(place), int(given[0]) if given else 0
-    os.environ |= {
+    make, needed = PROGRAMS[name]
+    variables = {
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "KERAS_BACKEND": PROGRAMS[name][1][-1],
-        # Nothing is taken that was compiled before: how long that takes is told apart.
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "KERAS_BACKEND": needed[-1],
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
     }
     first_to_end()
 
-    def answer(**values: object) -> None:
-        print(json.dumps(values), file=answers, flush=True)
+    def ready() -> Any:
+        held = loaded(make, network, folder, name, window)
+        about = {"platform": held.platform, "room": held.room}
+        return PEER["Ready"](lambda _: turn(held), about, held.notes)
 
-    trouble = "missing"  # how what goes wrong is called in the first answer
-    try:
-        held, version = ready(name, network, folder, window)
-        answer(version=version, platform=held.platform, room=held.room)
-        trouble = "problem"
-        for _ in sys.stdin:
-            answer(**turn(held))
-    except Exception as error:  # each framework has its own
-        said = str(error) if isinstance(error, ImportError) else PEER["problem_of"](error)
-        if said is None:
-            raise
-        answer(**{trouble: said})
+    PEER["serve"](needed, ready, variables)
 
 
 if __name__ == "__main__":

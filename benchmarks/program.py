@@ -48,6 +48,7 @@ class Program:
         problem: why it takes no further turns; empty as long as it does.
         errors: file that holds what it writes to its standard error; None where that is elsewhere.
         waits: whether it has answered all, and waits for a line.
+        stopped: seconds after which it was ended for want of an answer; None where it was not.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Program:
     problem: str = ""
     errors: IO[bytes] | None = None
     waits: bool = False
+    stopped: float | None = None
 
     @staticmethod
     def start(
@@ -121,7 +123,7 @@ class Program:
         try:
             said |= self.listen(limit) if line is None else self.ask(line, limit)
         except LateError:
-            self.problem = f"stopped after {limit:.0f} s"
+            self.stopped, self.problem = limit, f"stopped after {limit:.0f} s"
         except RuntimeError as error:
             status = self.process.wait()
             if status >= 0:

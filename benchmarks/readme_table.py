@@ -6,7 +6,14 @@ from pathlib import Path
 
 from voxtune.benchmarks.comparisons import Figure, figures_of, newest
 from voxtune.benchmarks.history import Entry
-from voxtune.benchmarks.results import MOST_VALUES, said_share, said_took, said_values, short_times
+from voxtune.benchmarks.results import (
+    MOST_VALUES,
+    said_least,
+    said_share,
+    said_took,
+    said_values,
+    short_times,
+)
 from voxtune.benchmarks.throughput_plots import short_revision
 from voxtune.engine.formats import NOTHING
 
@@ -49,7 +56,11 @@ def _shown(cases: dict[str, list[Figure]]) -> dict[str, list[Figure]]:
         if all(_is_computed(each) for each in figures)
         and {each.is_own for each in figures} == {True, False}
     }
-    has_ratio = any(each.ratio is not None for figures in beside.values() for each in figures)
+    has_ratio = any(
+        each.ratio is not None or each.least_ratio is not None
+        for figures in beside.values()
+        for each in figures
+    )
     return beside if has_ratio else cases
 
 
@@ -72,7 +83,7 @@ def _table(cases: dict[str, list[Figure]]) -> str:
         for each in figures
         if each.measured.problem
     ]
-    notes = ["", "Not measured:", "", *problems] if problems else []
+    notes = ["", "Not measured, or stopped:", "", *problems] if problems else []
     return "\n".join([*lines, "", _caption(shown, bool(peers)), *notes])
 
 
@@ -91,6 +102,8 @@ def _cells(figures: Sequence[Figure], peers: Sequence[str]) -> list[str]:
 
 
 def _ratio(figure: Figure) -> str:
+    if figure.least_ratio is not None:
+        return said_least(figure.least_ratio)
     if figure.ratio is None:
         return "not measured" if figure.measured.problem else ""
     return short_times(figure.ratio)

@@ -1,12 +1,13 @@
 """What was measured, in words and in tables. No JAX here."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from voxtune.benchmarks.comparisons import Figure, figures_of, newest
+from voxtune.benchmarks.comparisons import LEAST_RATIO, Figure, figures_of, newest
 from voxtune.benchmarks.history import Entry
 from voxtune.benchmarks.measurement import Measurement, Spread
 from voxtune.engine.formats import rounded, size
@@ -61,6 +62,11 @@ def said_ratio(value: float) -> str:
     return f"{value:.2f}" if value < 10 else said_number(value)
 
 
+def said_least(ratio: float) -> str:
+    """What a ratio is at least, rounded down, as `over 5.1`."""
+    return f"over {math.floor(10 * ratio) / 10:.1f}"
+
+
 def said_value(name: str, value: float) -> str:
     """One of `Measurement.values`, whose name tells its unit, with that name as words."""
     if name.endswith("_seconds"):
@@ -104,6 +110,9 @@ def line(found: Sequence[Entry]) -> str:
     figure = figures_of(found)[-1]
     measured = figure.measured
     start = f"{measured.suite}: {measured.case}: {measured.program}"
+    if figure.least_ratio is not None:
+        least = said_least(figure.least_ratio)
+        return f"{start} is {measured.problem}: voxtune is {least} times as fast"
     if measured.problem:
         return f"{start} is not measured: {measured.problem}"
     parts = []
@@ -185,7 +194,7 @@ def _columns(measured: Measurement) -> list[tuple[str, Callable[[Figure], str]]]
         ("memory", lambda each: said_memory(each.measured)),
         ("first", lambda each: said_first(each.measured)),
         ("also", lambda each: said_values(each.measured, MOST_VALUES)),
-        ("times as fast", lambda each: _short_ratio(each.ratio)),
+        ("times as fast", _short_ratio),
     ]
 
 
@@ -206,13 +215,13 @@ def said_first(measured: Measurement) -> str:
 
 
 def said_values(measured: Measurement, most: int | None = None) -> str:
-    """Other figures, with their names; the loss, by which programs are compared, is none.
+    """Other figures, with their names; the loss and a ratio, which compare programs, are none.
 
     Args:
         measured: whose they are.
         most: how many, those that tell most (`_TELLING`); None for all, in their own order.
     """
-    names = [name for name in measured.values if name != "loss"]
+    names = [name for name in measured.values if name not in ("loss", LEAST_RATIO)]
     if most is not None:
         names = sorted(names, key=_telling)[:most]
     return ", ".join(said_value(name, measured.values[name]) for name in names)
@@ -253,8 +262,10 @@ def _short_share(share: Spread | None) -> str:
     return "" if share is None else f"{100 * share.median:.1f} % {_apart(share)}"
 
 
-def _short_ratio(ratio: Spread | None) -> str:
-    return "" if ratio is None else _with_quartiles(ratio, said_ratio, "", _NOISY)
+def _short_ratio(each: Figure) -> str:
+    if each.least_ratio is not None:
+        return said_least(each.least_ratio)
+    return "" if each.ratio is None else _with_quartiles(each.ratio, said_ratio, "", _NOISY)
 
 
 def _apart(spread: Spread) -> str:

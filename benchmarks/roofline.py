@@ -18,6 +18,7 @@ from voxtune.benchmarks.history import Entry
 from voxtune.benchmarks.measurement import Spread
 from voxtune.benchmarks.nets import NETS, Net
 from voxtune.engine.step import split
+from voxtune.models.errors import InputError
 from voxtune.models.families import abstract
 from voxtune.models.flops import inside, of_equation
 from voxtune.models.lowering import plain_lowerings
@@ -81,15 +82,12 @@ def layers_of(net: Net, block: Sequence[int], batch: int, dtype: str) -> list[La
         batch: blocks at once.
         dtype: what is computed in, `float32` or `bfloat16`.
     """
-    apply, params, statistics = split(abstract(net.family, dict(net.arguments)), dtype)
+    net = net.at(block)
     channels = int(net.arguments.get("channels", 1))
     image = jax.ShapeDtypeStruct((batch, *block, channels), jnp.float32)
-
-    def logits(params: Any, statistics: Any, image: Any) -> Any:
-        return apply(params, statistics, image)[0]
-
-    with plain_lowerings():
-        traced = jax.make_jaxpr(logits)(params, statistics, image)
+    with plain_lowerings():  # others ask for the device, for a graph's shapes too
+        apply, params, statistics = split(abstract(net.family, dict(net.arguments)), dtype)
+        traced = jax.make_jaxpr(lambda *given: apply(*given)[0])(params, statistics, image)
     leaves, _ = jax.tree_util.tree_flatten_with_path((params, statistics))
     names = ["/".join(key.key for key in path[1:]) for path, _ in leaves]
     return _of_jaxpr(traced.jaxpr, [*names, _IMAGE])[0]
@@ -226,7 +224,7 @@ def _reach(entry: Entry) -> Reach | None:
         return None
     try:
         layers = layers_of(NETS[str(network)], [*map(int, edges.groups())], batch, str(dtype))
-    except (TypeError, ValueError):  # of a block that the network does not take
+    except (InputError, TypeError, ValueError):  # of a block that the network does not take
         return None
     if not layers:
         return None

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from voxtune.benchmarks.device import devices as found_devices
 from voxtune.benchmarks.device import environment
 from voxtune.benchmarks.measurement import Measurement, Spread, Work
-from voxtune.benchmarks.nets import NETS
+from voxtune.benchmarks.nets import MAIN, NETS
 from voxtune.benchmarks.program import Program, running, take_turns
 from voxtune.benchmarks.scaling_prediction import (
     BATCH,
@@ -104,7 +104,8 @@ def series_of(given: config.Benchmark, platform: str, most: int) -> list[Series]
     """
     kind = "cpu" if platform == "cpu" else "gpu"
     edge, batch, dtype = BASES[kind]
-    networks = given.networks[:1] if given.quick else given.networks
+    networks: Sequence[str] = given.networks or MAIN
+    networks = networks[:1] if given.quick else networks
     if given.quick:
         edge = QUICK_EDGES.get((kind, networks[0]), edge)
     edge, batch = (*given.blocks, edge)[0], (*given.batches, batch)[0]

@@ -14,6 +14,7 @@ from voxtune.benchmarks.history import Entry, Place
 from voxtune.benchmarks.measurement import NOISY
 from voxtune.benchmarks.results import (
     said_first,
+    said_least,
     said_memory,
     said_rate,
     said_seconds,
@@ -315,7 +316,8 @@ _AGREEMENT = {
     "weights, before a step and after it.",
     "predict": "In predict, a peer is timed if it gives voxtune's probabilities of a small cube "
     "from the same weights, and nearly all of its labels of the scan. One that had no room beside "
-    "voxtune was timed alone, and has no ratio.",
+    "voxtune was timed alone, and has no ratio. One that takes far longer than voxtune is stopped, "
+    "and its ratio is known to be over something.",
     "data": "In data, batches of MONAI are checked for their shape and type alone, and stay in the "
     "host's memory, where voxtune's and the loop's lie on the device in the end. The loop with "
     "nibabel is not checked: it draws blocks anywhere, all others a third round labelled voxels.",
@@ -390,8 +392,9 @@ def _share(each: Figure) -> str:
 
 
 def _ratio(each: Figure) -> str:
-    ratio = each.ratio
-    return NOTHING if ratio is None else said_times(ratio)
+    if each.least_ratio is not None:
+        return f"{said_least(each.least_ratio)} times"
+    return NOTHING if each.ratio is None else said_times(each.ratio)
 
 
 def _amount(rate: float | None, unit: float) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 from voxtune.benchmarks.device import device, environment
 from voxtune.benchmarks.environments import peer_environment
 from voxtune.benchmarks.measurement import Measurement, Work
-from voxtune.benchmarks.nets import NETS
+from voxtune.benchmarks.nets import MAIN, NETS
 from voxtune.benchmarks.peer import EXACT, OUT_OF_MEMORY, RATE, stepped
 from voxtune.benchmarks.program import Program, running, take_turns
 from voxtune.engine import config
@@ -88,14 +88,20 @@ class Case:
         return (self.dtype, "--shape", *shape, "--map", self.map, *remat)
 
 
-# A case of each network, of which others differ in one thing each. The former are those that were
-# measured before there was a history.
+# A case of each network, of which others of `MAIN` differ in one thing each. Those two are as they
+# were measured before there was a history, the others such that a step takes seconds at most; of
+# the one that halves a block five times, the norms need some voxels there.
 _BASE = {
     "cpu": {
-        "unet": Case("unet", (32, 32, 32), 1),
+        **{name: Case(name, (32,) * 3, 1) for name in NETS},
         "meshnet": Case("meshnet", (40, 56, 40), 2),
+        "bayesian_meshnet": Case("bayesian_meshnet", (24,) * 3, 1),
+        "resenc_unet": Case("resenc_unet", (64, 64, 32), 1),
     },
-    "gpu": {name: Case(name, (128,) * 3, 2, "bfloat16") for name in NETS},
+    "gpu": {
+        **{name: Case(name, (128,) * 3, 2, "bfloat16") for name in NETS},
+        "unetr": Case("unetr", (96,) * 3, 2, "bfloat16"),
+    },
 }
 _VARIED: dict[str, tuple[dict[str, Any], ...]] = {
     "cpu": ({"dtype": "bfloat16"}, {"remat": True}, {"map": "pmap"}),
@@ -108,8 +114,6 @@ _VARIED: dict[str, tuple[dict[str, Any], ...]] = {
     ),
 }
 _BATCH = {"cpu": {"batch": 2}, "gpu": {"batch": 4}}  # varied of the U-Net besides
-# By which programs are compared.
-_CHECKED: dict[str, Any] = {"block": (32,) * 3, "batch": 2, "dtype": EXACT}
 _TINY = {"cpu": (16,) * 3, "gpu": (32,) * 3}
 _TINY_VARIED = {"unet": {"map": "pmap"}, "meshnet": {"dtype": "bfloat16"}}
 
@@ -122,19 +126,25 @@ def cases(given: config.Benchmark, platform: str) -> list[tuple[Case, bool]]:
         platform: of the device, `cpu` or as JAX names it.
     """
     kind = "cpu" if platform == "cpu" else "gpu"
-    bases = [_BASE[kind][network] for network in given.networks]
-    lists = (given.blocks, given.batches, given.dtypes, given.remats, given.maps)
-    if any(lists):
+    varied = any((given.blocks, given.batches, given.dtypes, given.remats, given.maps))
+    networks: Sequence[str] = given.networks or (MAIN if given.quick or varied else [*NETS])
+    bases = [_BASE[kind][network] for network in networks]
+    if varied:
         chosen = [case for base in bases for case in _combined(base, given)]
         return [(case, _has_peers(case, kind)) for case in chosen]
     found = []
     for base in bases:
         found.append((base, True))
-        varied = (*_VARIED[kind], *[_BATCH[kind]] * (base.network == "unet"))
-        if given.quick:
-            varied = ({"block": _TINY[kind], "batch": 1, **_TINY_VARIED[base.network]},)
-        found += [(dataclasses.replace(base, **each), False) for each in varied]
+        others = _varied(base.network, kind, given.quick) if base.network in MAIN else ()
+        found += [(dataclasses.replace(base, **each), False) for each in others]
     return found
+
+
+def _varied(network: str, kind: str, quick: bool) -> tuple[dict[str, Any], ...]:
+    """In what the other cases of a network of `MAIN` differ from its base."""
+    if quick:
+        return ({"block": _TINY[kind], "batch": 1, **_TINY_VARIED[network]},)
+    return (*_VARIED[kind], *[_BATCH[kind]] * (network == "unet"))
 
 
 def _combined(base: Case, given: config.Benchmark) -> Iterator[Case]:
@@ -154,6 +164,18 @@ def _has_peers(case: Case, kind: str) -> bool:
     return not case.remat and case.map == "jit" and (kind == "gpu" or case.dtype == "float32")
 
 
+def peers_of(network: str, platform: str) -> tuple[str, ...]:
+    """The peers that have a network.
+
+    On CPUs Keras on JAX has those of `MAIN` alone: it is several times slower there.
+    """
+    if network in MAIN:
+        return tuple(PEERS)
+    if not NETS[network].keras:
+        return ()
+    return ("Keras-TensorFlow",) if platform == "cpu" else ("Keras-TensorFlow", "Keras-JAX")
+
+
 def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Measurement]:
     """Measures all cases.
 
@@ -169,7 +191,8 @@ def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Meas
     platform = device().platform
     refused: dict[str, dict[str, Program]] = {}
     for case, beside in cases(given, platform):
-        pythons = {name: peers[kind] for name, kind in PEERS.items() if beside and kind in peers}
+        names = peers_of(case.network, platform) if beside else ()
+        pythons = {name: peers[PEERS[name]] for name in names if PEERS[name] in peers}
         if pythons and platform != "cpu" and case.network not in refused:
             refused[case.network] = _refused(case.network, pythons)
         yield from _measured(case, pythons, turns, refused.get(case.network, {}))
@@ -181,7 +204,7 @@ def _refused(network: str, pythons: Mapping[str, Path]) -> dict[str, Program]:
     Raises:
         InputError: voxtune finds no room even for this.
     """
-    case = Case(network, **_CHECKED)
+    case = Case(network, _BASE["cpu"][network].block, 2, EXACT)  # a small one
     with _folder() as folder:
         found = _run(case, {OWN: Path(sys.executable), **pythons}, Path(folder), 0)
     if found[OWN].problem:

@@ -339,8 +339,23 @@ class Benchmark:
     peers: bool = False
     """PyTorch, MONAI and Keras take turns with voxtune. The first time, their environments are made
     in the user's cache folder by pip, which takes minutes and gigabytes."""
-    networks: tuple[Literal["unet", "meshnet"], ...] = ("unet", "meshnet")
-    """Nobrainer's U-Net and brainchop's MeshNet, with random weights."""
+    networks: tuple[
+        Literal[
+            "unet",
+            "meshnet",
+            "bayesian_meshnet",
+            "graph",
+            "highresnet",
+            "resenc_unet",
+            "synthseg_unet",
+            "unetr",
+            "vnet",
+        ],
+        ...,
+    ] = ()
+    """With random weights; by default Nobrainer's U-Net and brainchop's MeshNet, and of train all,
+    unless it is quick or varied by one of the next five. Those two alone have predict, scaling and
+    compile."""
     blocks: Annotated[tuple[int, ...], arg(metavar="INT...")] = ()
     """Edges of blocks, voxels; by default what suits the device. The suite train measures every
     combination of what is given here and in the next four; scaling and data take the first. Of

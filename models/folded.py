@@ -33,7 +33,7 @@ def _joint_kernel(up: Array, kernel: Array) -> Array:
     """
     joint = _exact_einsum("xyzcu,defuo->xyzcdefo", up, kernel[::-1, ::-1, ::-1])
     for _ in range(3):  # the leading axis goes into that of the second's taps
-        joint = _both(*joint, axis=3)
+        joint = _both(joint[0], joint[1], axis=3)
     return joint
 
 

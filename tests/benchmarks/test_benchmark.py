@@ -237,7 +237,11 @@ def test_check_wants_something_to_compare_with_before_it_measures(
         (["--scan", "0"], "--scan 0 is too small"),
         (["--scan", "100"], "--scan 100 is not a multiple of 16 voxels"),
         (["--blocks", "16", "20"], "--blocks 20: Nobrainer U-Net takes multiples of 8."),
-        (["--networks"], "--networks names none; leave it out for all."),
+        (
+            ["train", "--networks", "unetr", "--blocks", "24"],
+            "UNETR takes multiples of 16",
+        ),
+        (["--networks", "vnet"], "--networks vnet is of train, not of predict, scaling, compile;"),
         (["--store", "missing"], "missing is not a store: it has no store.json"),
         (["--history", "file"], "--history file is no folder, nor can it be made (File exists)"),
         (["--history", "h", "--page", "file"], "file must end in .html"),
@@ -289,6 +293,7 @@ def test_options_of_suites_that_are_not_measured_are_refused(
 def test_blocks_that_are_only_cut_may_be_of_any_size(called: Called) -> None:
     assert run("data", "--blocks", "20") == 0
     assert run("train", "--networks", "meshnet", "--blocks", "20") == 0
+    assert run("train", "data", "--networks", "vnet") == 0  # data has no networks
 
 
 def test_a_history_that_cannot_be_read_is_refused(called: Called, tmp_path: Path) -> None:
@@ -364,6 +369,7 @@ def test_this_process_leaves_the_device_to_others() -> None:
         "from voxtune.benchmarks.benchmark import _check\n"
         "from voxtune.engine.config import Benchmark\n"
         "_check(Benchmark(blocks=(16,)))\n"
+        "_check(Benchmark(('train',), networks=('graph',), blocks=(16,)))\n"
         "import jax\n"
         "jax.config.update('jax_platforms', 'none')\n"  # which devices that are in use do not heed
         "try:\n"

@@ -158,6 +158,10 @@ def test_it_tells_how_much_was_compared(run: Callable, entry: Make) -> None:
         "not compared: 2 of peers that were not measured (--peers), 1 of another version of the "
         "peer",
     ]
+    late = {"problem": "stopped after 10 s", "values": {"least_ratio": 5.0}}
+    assert check(run(1.0), [*run(1.0)[:1], entry("PyTorch", seconds=(), **late)]).left == {
+        "that gave no figure this time": 1
+    }
     broken = [*run(1 / 0.85)[:1], entry("PyTorch", seconds=(), problem="out of memory")]
     assert check(before, broken).lines() == [
         "compared 1 of 5 figures of the history with this machine; nothing has fallen behind",

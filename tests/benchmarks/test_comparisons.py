@@ -57,6 +57,10 @@ def test_the_first_of_each_machine() -> None:
 
 def test_programs_that_were_stopped_have_no_ratio(entry: Make) -> None:
     broken = {"seconds": (), "problem": "out of memory"}
-    assert ratios(figures_of([entry(), entry("PyTorch", **broken)])) == [None, None]
+    found = figures_of([entry(), entry("PyTorch", **broken)])
+    assert ratios(found) == [None, None]
+    assert found[1].least_ratio is None
+    late = entry("PyTorch", **broken, values={"least_ratio": 5.0})
+    assert figures_of([entry(), late])[1].least_ratio == 5
     assert ratios(figures_of([entry(**broken), entry("PyTorch")])) == [None, None]
     assert ratios(figures_of([entry(), entry("PyTorch", seconds=(8.0,) * 2)])) == [None, None]

@@ -1,13 +1,17 @@
 """The networks that are measured: their weights as Keras has them, and their step."""
 
+from typing import get_args, get_type_hints
+
 import jax
 import numpy as np
 import pytest
 
-from voxtune.benchmarks.nets import NETS, batch_of, in_order, keras_weights
+from voxtune.benchmarks.nets import MAIN, NETS, Net, batch_of, compared, for_peers
 from voxtune.benchmarks.own_step import OwnStep
+from voxtune.engine.config import Benchmark
 from voxtune.engine.step import split
-from voxtune.models.families import build
+from voxtune.models.families import FAMILIES, abstract, build
+from voxtune.models.parameters import by_path
 
 
 def test_batch() -> None:
@@ -18,16 +22,29 @@ def test_batch() -> None:
     assert 0.05 < label.mean() < 0.3
 
 
+Arrays = dict[str, np.ndarray]
+
+
 @pytest.fixture(scope="module")
-def weights() -> dict[str, list[np.ndarray]]:
-    return {name: keras_weights(net) for name, net in NETS.items()}
+def weights() -> dict[str, tuple[Arrays, Arrays]]:
+    """Of the networks that PyTorch has too: parameters by path, and what peers are given."""
+    found = {}
+    for name in MAIN:
+        net = NETS[name]
+        network = build(net.family, dict(net.arguments))
+        _, params, statistics = split(network)
+        given = for_peers(net, params, statistics)
+        parameters = {path: np.asarray(value) for path, value in by_path(network).items()}
+        found[name] = parameters, {k: v for k, v in given.items() if k != "graph"}
+    return found
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", MAIN)
 def test_weights_are_in_the_order_of_the_layers(
-    name: str, weights: dict[str, list[np.ndarray]]
+    name: str, weights: dict[str, tuple[Arrays, Arrays]]
 ) -> None:
-    kernels, biases = weights[name][::2], weights[name][1::2]
+    given = [*weights[name][1].values()]
+    kernels, biases = given[::2], given[1::2]
     # Each layer's kernel, then its bias; kernels are 3D, and of what is transposed the outputs come
     # before the inputs.
     assert all(each.ndim == 5 for each in kernels)
@@ -39,21 +56,39 @@ def test_weights_are_in_the_order_of_the_layers(
     assert outputs[-1] == NETS[name].arguments["outputs"]
 
 
-def test_transposed_kernels(weights: dict[str, list[np.ndarray]]) -> None:
-    net = NETS["unet"]
-    _, params, _ = split(build(net.family, dict(net.arguments)))
-    order = in_order(net, params)
-    ups = [number for number, (_, transposed) in enumerate(order) if transposed]
-    assert [order[number][0][-2:] for number in ups] == [("up", "kernel")] * 3
-    assert [weights["unet"][number].shape for number in ups] == [
+def test_transposed_kernels(weights: dict[str, tuple[Arrays, Arrays]]) -> None:
+    parameters, given = weights["unet"]
+    ups = [name for name in given if name.endswith("up:kernel")]
+    assert [given[name].shape for name in ups] == [
         (2, 2, 2, channels, channels) for channels in (256, 128, 64)
     ]
-    for number, (path, transposed) in enumerate(order):
-        value = params
-        for each in path:
-            value = value[each]
-        found = weights["unet"][number]
-        np.testing.assert_array_equal(found.swapaxes(3, 4) if transposed else found, value)
+    assert len(given) == len(parameters)
+    for name, found in given.items():
+        path = name.removeprefix("weight/").replace(":", "/").replace(".", "/")
+        expected = parameters[path].swapaxes(3, 4) if name in ups else parameters[path]
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_every_family_is_measured() -> None:
+    assert {net.family for net in NETS.values()} == {*FAMILIES} == {*NETS}
+    named = get_args(get_args(get_type_hints(Benchmark)["networks"])[0])
+    assert [*named] == [*NETS]
+
+
+def test_biases_that_norms_undo_are_not_compared() -> None:
+    for arguments, wanted in (({"norm": "batch"}, {"kernel"}), ({}, {"kernel", "bias"})):
+        net = Net("small", "meshnet", {"outputs": 2, "filters": 2, "norm": None, **arguments})
+        _, params, statistics = split(build(net.family, dict(net.arguments)))
+        found = compared(net, params, statistics)
+        assert {name.rpartition(":")[2] for name in found} == wanted
+        assert len(found) == 10 * len(wanted)
+
+
+def test_positions_are_of_the_block() -> None:
+    block = (32, 48, 64)
+    network = abstract("unetr", dict(NETS["unetr"].at(block).arguments))
+    assert network.fixed_block == block
+    assert NETS["unet"].at(block) is NETS["unet"]
 
 
 def test_a_step_over_all_devices_is_as_many_times_the_work() -> None:

@@ -32,7 +32,8 @@ def floor():
 
 def make():
     {make}
-    about = dict(floor=floor, notes=("slowly",), parameters=lambda: [np.full(2, done)])
+    kept = lambda: {{"a.b:kernel": np.full(2, done)}}
+    about = dict(floor=floor, notes=("slowly",), parameters=kept)
     return Training(run, memory=lambda: held, **about)
 
 take_turns(("json",), make, {{}}, Path({kept!r}) if {kept!r} else None)
@@ -65,7 +66,7 @@ def test_parameters_are_saved_after_the_first_step(tmp_path: Path) -> None:
     kept = peer.stepped(str(tmp_path / "arrays.npz"), "Some program")
     said(3, kept=str(kept))
     with np.load(kept) as arrays:
-        np.testing.assert_array_equal(arrays["arr_0"], [1, 1])
+        np.testing.assert_array_equal(arrays["a.b:kernel"], [1, 1])
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,26 @@ def test_a_program_with_a_problem_has_no_figures(case: Case) -> None:
     assert not alone["compute", "MONAI"].values
 
 
+def test_of_a_peer_that_was_stopped_a_bound_is_known(case: Case) -> None:
+    own, peer = Scripted("voxtune", 9, 2, 4), Scripted("MONAI", 50, "stopped after 10 s")
+    peer.stopped = 10.0
+    measured = found(case, own, peer)
+    assert measured["end to end", "MONAI"].values == {"least_ratio": pytest.approx(10 / 3)}
+    # Of those 10 s as many may be reading and writing as in its first turn.
+    assert measured["compute", "MONAI"].values == {"least_ratio": pytest.approx((10 - 25) / 1.5)}
+
+
+def test_no_bound_is_known_of_what_ran_apart_or_never_ended_a_turn(case: Case) -> None:
+    own, peer = Scripted("voxtune", 9, 2, 4), Scripted("MONAI", "stopped after 900 s")
+    peer.stopped = 900.0
+    assert found(case, own, peer)["end to end", "MONAI"].values == {}
+    late = Scripted("MONAI", 50, "stopped after 10 s")
+    late.stopped = 10.0
+    found(case, late)
+    apart = case._found([own, late], apart=["MONAI"])
+    assert all("least_ratio" not in each.values for each in apart)
+
+
 def test_what_a_peer_computes_is_compared_first(tmp_path: Path) -> None:
     other = Scripted("other")
     assert difference(other, "cpu", tmp_path) == "nothing to compare with"

@@ -149,6 +149,10 @@ def test_that_a_peer_breaks_is_a_problem_without_the_machines_folders(make: Make
 def test_a_late_answer_is_told_from_an_end(make: Make) -> None:
     with pytest.raises(LateError):
         make("sleeps").ask("turn", 0.2)
+    late = make("sleeps")
+    late.turn(0.2)
+    assert (late.stopped, late.problem) == (0.2, "stopped after 0 s")
+    assert make({"problem": "out of memory"}).stopped is None
 
 
 def test_what_a_program_writes_beside_its_answers_does_not_stop_it(make: Make) -> None:

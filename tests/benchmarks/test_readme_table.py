@@ -37,10 +37,17 @@ def test_training_and_computing_beside_peers(entry: Make) -> None:
         "Below a peer is how many times as fast voxtune is. voxtune at 0123456, a1b2c3d; "
         "jax 0.10.2, jax 0.9, PyTorch 1.0.",
         "",
-        "Not measured:",
+        "Not measured, or stopped:",
         "",
         "- MONAI, train: net, 16³, batch 1, float32: no \\<b\\>memory\\</b\\>",
     ]
+
+
+def test_of_a_peer_that_was_stopped_the_bound_is_shown(entry: Make) -> None:
+    stopped = {"seconds": (), "values": {"least_ratio": 5.39}, "problem": "stopped after 10 s"}
+    _, _, row, *_, note = markdown([entry(), entry("Keras", **stopped)]).splitlines()[2:]
+    assert row.endswith("| over 5.3 |")
+    assert note == "- Keras, train: net, 16³, batch 1, float32: stopped after 10 s"
 
 
 def test_without_peers_all_cases(entry: Make) -> None:

@@ -70,6 +70,15 @@ def test_names_of_values_tell_their_units(name: str, value: float, said: str) ->
     assert said_value(name, value) == said
 
 
+def test_a_peer_that_was_stopped_is_slower_than_a_bound(entry: Make) -> None:
+    stopped = {"seconds": (), "values": {"least_ratio": 5.39}, "problem": "stopped after 10 s"}
+    both = [entry(), entry("Keras", **stopped)]
+    said = "Keras is stopped after 10 s: voxtune is over 5.3 times as fast"
+    assert line(both).endswith(said)
+    (row,) = (each for each in printed(both).splitlines() if "stopped" in each)
+    assert row.split()[-2:] == ["over", "5.3"]
+
+
 def test_a_line_tells_all_of_the_newest(entry: Make) -> None:
     own = entry(seconds=(0.40, 0.50, 0.51), values={"data_wait": 0.013, "loss": 1.2})
     peer = entry("PyTorch", seconds=(0.8, 1.0, 1.02), floors=(), first=None, memory=None)

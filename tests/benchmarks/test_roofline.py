@@ -154,6 +154,7 @@ def test_rates_are_those_of_the_turns_else_of_the_machine(entry: Make) -> None:
                 {"block": "16x16x16", "batch": 0},
                 {"block": "16x16x16", "batch": 10**9},
                 {"block": "16x16x16", "dtype": "complex"},
+                {"block": "20x20x20", "network": "unetr"},
             )
         ),
     ],

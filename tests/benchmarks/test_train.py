@@ -13,10 +13,12 @@ import pytest
 
 from voxtune.benchmarks import train
 from voxtune.benchmarks.measurement import Measurement, ratio
+from voxtune.benchmarks.nets import MAIN, NETS
 from voxtune.benchmarks.peer import RATE
 from voxtune.benchmarks.program import Program
 from voxtune.engine.config import Benchmark
 from voxtune.engine.machine import Device
+from voxtune.models.families import abstract
 
 # A peer that computes something else, one that breaks in its first step, one that is not there,
 # and one that nobody compares.
@@ -75,13 +77,35 @@ def test_cases_on_a_gpu_and_which_have_peers() -> None:
     }
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_each_family_has_a_case_and_two_of_them_others(platform: str) -> None:
+    found = [case for case, _ in train.cases(Benchmark(), platform)]
+    assert {case.network for case in found} == {*NETS}
+    others = [case for case in found if case.network not in MAIN]
+    assert len(others) == len(NETS) - len(MAIN)
+    for case in found:
+        net = NETS[case.network].at(case.block)
+        network = abstract(net.family, dict(net.arguments))
+        assert not any(edge % network.min_multiple for edge in case.block)
+    assert {case.network for case, _ in train.cases(Benchmark(quick=True), platform)} == {*MAIN}
+    (only,) = train.cases(Benchmark(networks=("vnet",), quick=True), platform)
+    assert only[0].network == "vnet"
+
+
 def test_batches_are_varied_of_the_unet() -> None:
-    found = train.cases(Benchmark(), "gpu")
+    found = train.cases(Benchmark(networks=MAIN), "gpu")
     assert {(case.network, case.batch) for case, _ in found} == {
         ("unet", 2),
         ("unet", 4),
         ("meshnet", 2),
     }
+
+
+def test_who_has_which_network() -> None:
+    assert train.peers_of("unet", "cpu") == tuple(train.PEERS)
+    assert train.peers_of("unetr", "cpu") == ("Keras-TensorFlow",)
+    assert train.peers_of("unetr", "gpu") == ("Keras-TensorFlow", "Keras-JAX")
+    assert train.peers_of("vnet", "cpu") == train.peers_of("vnet", "gpu") == ()
 
 
 def test_every_combination_of_what_is_given() -> None:
