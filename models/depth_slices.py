@@ -4,7 +4,7 @@ XLA's own 3D convolution reaches 20-25 GFLOP/s on two CPU cores where a matrix p
 So the shifted voxels of one depth slice are gathered to the rows of a matrix, and one product with
 the kernel does the work: 60-115 GFLOP/s for the result and both gradients, whatever the dilation. A
 result that needs no gradient takes half of the products where that pays: 1.1 to 1.5 times as fast
-with 21 to 64 channels, see `voxtune.models.winograd`.
+with 16 to 64 channels, see `voxtune.models.winograd`.
 The loop keeps the program small (the U-Net's step compiles in 9 s) and the rows in cache. The batch
 stays inside the slice, so that a batch that is sharded over devices stays where it is; a sharded
 depth would be gathered.
