@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from flax import nnx
 from rich.console import Console
 
 from voxtune.benchmarks import (
@@ -23,9 +24,10 @@ from voxtune.benchmarks import (
     throughput_page,
     train,
 )
+from voxtune.benchmarks.comparisons import OWN
 from voxtune.benchmarks.measurement import Measurement
 from voxtune.benchmarks.nets import MAIN, NETS
-from voxtune.benchmarks.program import ended_when_told
+from voxtune.benchmarks.program import CRASHES, ended_when_told
 from voxtune.engine import config
 from voxtune.engine.machine import Machine, this_machine
 from voxtune.engine.record import revision
@@ -33,6 +35,7 @@ from voxtune.engine.store import read_store
 from voxtune.models.errors import InputError
 from voxtune.models.families import abstract
 from voxtune.models.lowering import plain_lowerings
+from voxtune.models.norms import InstanceNorm
 
 # (options, kind of environment → its interpreter) → what was measured: of each case voxtune first,
 # then its peers.
@@ -62,7 +65,8 @@ def benchmark(given: config.Benchmark, console: Console) -> bool:
     """Measures what is wanted, prints it and keeps it.
 
     Returns:
-        Whether nothing has fallen behind what the history has; true without `check`.
+        Whether voxtune broke in no case and, with `check`, nothing has fallen behind what the
+        history has.
 
     Raises:
         InputError: options make no sense, the history cannot be read or written, or a peer's
@@ -92,12 +96,25 @@ def benchmark(given: config.Benchmark, console: Console) -> bool:
         throughput_page.write([*before, *found], given.page)
         said = f"wrote {given.page}, a picture and a table beside it"
         console.print(said, highlight=False, soft_wrap=True)
+    broken = _broken(found)
+    for line in broken:
+        console.print(line, highlight=False, soft_wrap=True)
     if not given.check:
-        return True
+        return not broken
     check = checks.check(before, found)
     for line in check.lines():
         console.print(line, highlight=False, soft_wrap=True)
-    return not check.fallen
+    return not (broken or check.fallen)
+
+
+def _broken(found: Sequence[history.Entry]) -> list[str]:
+    """Sentences on cases in which voxtune broke, which is a mistake of voxtune's and no result."""
+    measured = (each.measurement for each in found)
+    return [
+        f"{each.suite}, {each.case}: voxtune {each.problem}"
+        for each in measured
+        if each.program == OWN and each.problem.startswith(CRASHES)
+    ]
 
 
 def _kept(measured: Measurement) -> Measurement:
@@ -159,7 +176,7 @@ def _check(given: config.Benchmark) -> None:
 
 
 def _check_networks(given: config.Benchmark) -> None:
-    """Makes sure that suites measure the networks that are named, and train them on blocks.
+    """Makes sure that suites measure the networks that are named, and can train them on blocks.
 
     Raises:
         InputError: one does not.
@@ -176,10 +193,19 @@ def _check_networks(given: config.Benchmark) -> None:
     networks: Sequence[str] = given.networks or MAIN
     for net in map(NETS.__getitem__, networks):
         with plain_lowerings():  # others would open the device, of which this process has no need
-            multiple = abstract(net.family, dict(net.arguments)).min_multiple
+            built = abstract(net.family, dict(net.arguments))
+            multiple = built.min_multiple
+        assert isinstance(built, nnx.Module)
+        # Of one voxel they leave nothing, and of what lies before them no gradient.
+        norms = any(isinstance(each, InstanceNorm) for _, each in nnx.iter_modules(built))
         for edge in given.blocks:
             if edge % multiple:
                 raise InputError(f"--blocks {edge}: {net.title} takes multiples of {multiple}.")
+            if norms and edge == multiple:
+                raise InputError(
+                    f"--blocks {edge}: {net.title} leaves one voxel to the instance norms of its "
+                    f"lowest resolution; give {2 * multiple} or more."
+                )
 
 
 def place_of(machine: Machine) -> history.Place:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from voxtune.benchmarks.comparisons import OWN, Figure, figures_of, newest
 from voxtune.benchmarks.history import Entry
 from voxtune.benchmarks.measurement import Spread
-from voxtune.benchmarks.results import said_share, said_times
+from voxtune.benchmarks.results import said_least, said_share, said_times
 from voxtune.engine.formats import counted
 from voxtune.models.errors import InputError
 
@@ -54,8 +54,9 @@ def check(before: Iterable[Entry], found: Iterable[Entry]) -> Check:
     product of a moment beside it unlike each other: between two runs of an idle and of a busy
     machine shares of faster steps were half as large. One has fallen where its upper
     quartile is below 0.9 times the best lower quartile of the history, of the same case on the same
-    kind of machine, of three turns or more. That voxtune can no longer do a case at all is told as
-    well, and that it no longer computes what a peer does.
+    kind of machine, of three turns or more, or below 0.9 times a bound: the best that was known of
+    a peer that was stopped. That voxtune can no longer do a case at all is told as well, and that
+    it no longer computes what a peer does.
 
     Args:
         before: the history.
@@ -79,7 +80,7 @@ def check(before: Iterable[Entry], found: Iterable[Entry]) -> Check:
             continue
         figure = measured[key]
         best = versions[_version(figure)]
-        if _sure(figure).high < (1 - FALL) * _sure(best).low:
+        if _sure(figure).high < (1 - FALL) * _low(best):
             fallen.append(_sentence(figure, best))
     compared = len(bars) - left.total()
     if not compared and not lost:
@@ -96,11 +97,11 @@ def _bars(earlier: Iterable[Figure]) -> dict[Key, dict[str, Figure]]:
     bars: dict[Key, dict[str, Figure]] = {}
     for figure in earlier:
         held = _held(figure)
-        if held is None or held.turns < FEWEST:
+        if figure.least_ratio is None and (held is None or held.turns < FEWEST):
             continue
         versions = bars.setdefault(_key(figure), {})
         best = versions.get(_version(figure))
-        if best is None or held.low > _sure(best).low:
+        if best is None or _low(figure) > _low(best):
             versions[_version(figure)] = figure
     return bars
 
@@ -115,10 +116,10 @@ def _lost(earlier: Iterable[Figure], measured: Mapping[Key, Figure]) -> dict[Key
         problem = figure.measured.problem
         if figure.is_own and problem and then.measured.seconds:
             lost[_key(then)] = f"{_place(figure)} voxtune has no figures: {problem}."
-        elif not figure.is_own and problem.startswith(DIFFERS) and then.ratio is not None:
+        elif not figure.is_own and problem.startswith(DIFFERS) and _said(then):
             lost[_key(then)] = (
                 f"{_place(figure)} {figure.measured.program} {problem}; with {_past(then)} voxtune "
-                f"was {said_times(then.ratio)} as fast."
+                f"was {_said(then)} as fast."
             )
     return lost
 
@@ -148,6 +149,18 @@ def _sure(figure: Figure) -> Spread:
     return held
 
 
+def _low(figure: Figure) -> float:
+    """What later ones must reach, but for `FALL`."""
+    return _sure(figure).low if figure.least_ratio is None else figure.least_ratio
+
+
+def _said(figure: Figure) -> str:
+    """How many times as fast as a peer voxtune is; empty where nothing says so."""
+    if figure.least_ratio is not None:
+        return f"{said_least(figure.least_ratio)} times"
+    return "" if figure.ratio is None else said_times(figure.ratio)
+
+
 def _key(figure: Figure) -> Key:
     """What is the same of figures that are compared, but for a peer's version."""
     return (*figure.case, figure.measured.program)
@@ -172,13 +185,13 @@ def _past(figure: Figure) -> str:
 
 def _sentence(figure: Figure, best: Figure) -> str:
     """That one has fallen behind another."""
-    now, then, past = _sure(figure), _sure(best), _past(best)
+    past = _past(best)
     if figure.is_own:
         return (
-            f"{_place(figure)} voxtune reaches {said_share(now)} of the measured peak; with "
-            f"{past} it reached {said_share(then)}."
+            f"{_place(figure)} voxtune reaches {said_share(_sure(figure))} of the measured peak; "
+            f"with {past} it reached {said_share(_sure(best))}."
         )
     return (
-        f"{_place(figure)} voxtune is {said_times(now)} as fast as {figure.measured.program}; "
-        f"with {past} it was {said_times(then)}."
+        f"{_place(figure)} voxtune is {_said(figure)} as fast as {figure.measured.program}; "
+        f"with {past} it was {_said(best)}."
     )

@@ -35,7 +35,6 @@ def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Meas
 
     Raises:
         InputError: JAX finds no device.
-        RuntimeError: a process broke.
     """
     platform = device().platform
     turns = min(given.turns, QUICK_TURNS) if given.quick else given.turns

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from voxtune.benchmarks.peer import process_peak
+from voxtune.benchmarks.turns import process_peak
 from voxtune.engine.config import Convert
 from voxtune.engine.convert import convert_file
 

@@ -50,11 +50,11 @@ PLACES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "host": ({"cache": "host", "workers": 0}, ("MONAI's cache",)),
     "device": ({"cache": "device", "workers": 0}, tuple(MONAI)),
 }
-# Variables of glibc, for all programs that cut blocks on a CPU, peers too. A batch of two 128³ is
-# 21 MB; whether glibc hands that back to the system after each batch depends on what else lies in
-# its heaps, and differs from process to process and within one. Where it does, the next batch takes
-# 3,000 to 9,000 page faults of 1.8 µs, and `--cache device` 9 to 22 ms of CPU time where cutting
-# takes 4 to 5: what was timed was chance. Another libc does not know them.
+# Variables of glibc, for all programs that only cut blocks on a CPU, peers too. A batch of two 128³
+# is 21 MB; whether glibc hands that back to the system after each batch depends on what else lies
+# in its heaps, and differs from process to process and within one. Where it does, the next batch
+# takes 3,000 to 9,000 page faults of 1.8 µs, and `--cache device` 9 to 22 ms of CPU time where
+# cutting takes 4 to 5: what was timed was chance. Another libc does not know them.
 KEPT = {
     "MALLOC_ARENA_MAX": "1",  # other arenas give memory back whatever the threshold
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -136,7 +136,6 @@ def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Meas
 
     Raises:
         InputError: JAX finds no device, or the store is none that all programs can read.
-        RuntimeError: a program broke.
     """
     keep_to_cpu()
     job = job_of(given, device().platform)
@@ -245,7 +244,7 @@ def model_of(folder: Path, job: Job, store: Store) -> config.Create:
 
 
 def kept(variables: Mapping[str, str], platform: str) -> dict[str, str]:
-    """Variables of a process that cuts blocks; see `KEPT`."""
+    """Variables of a process that only cuts blocks; see `KEPT`."""
     return {**variables, **(KEPT if platform == "cpu" else {})}
 
 
@@ -282,7 +281,7 @@ def _places(job: Job, file: Path, peers: Mapping[str, Path], scans: str) -> Iter
     for place, (_, beside) in PLACES.items():
         found = [ways[place], *(others[name] for name in beside if name in others)]
         for each in found:
-            yield measurement(job, place, scans, each)
+            yield measurement(job, place, scans, each, device().platform)
 
 
 def difference(job: Job, hello: Mapping[str, Any]) -> str:
@@ -296,7 +295,7 @@ def difference(job: Job, hello: Mapping[str, Any]) -> str:
     )
 
 
-def measurement(job: Job, place: str, scans: str, program: Program) -> Measurement:
+def measurement(job: Job, place: str, scans: str, program: Program, platform: str) -> Measurement:
     """Of a program beside a place of voxtune's."""
     blocks = job.batch * job.batches
     ends = "host" if program.name in MONAI else "device"
@@ -312,6 +311,7 @@ def measurement(job: Job, place: str, scans: str, program: Program) -> Measureme
             "place": place,
             "to": ends,
             "scans": scans,
+            **({"kept": True} if platform == "cpu" else {}),
         },
         seconds=tuple(each["seconds"] for each in turns),
         work=Work(blocks, blocks * job.edge**3),

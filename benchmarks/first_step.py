@@ -30,7 +30,7 @@ def main() -> None:
 
     from voxtune.benchmarks.nets import NETS
     from voxtune.benchmarks.own_step import OwnStep
-    from voxtune.benchmarks.peer import jax_peak
+    from voxtune.benchmarks.turns import jax_peak
     from voxtune.engine.compile_cache import use_compile_cache
 
     importlib.import_module("voxtune.engine.train")

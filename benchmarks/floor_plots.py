@@ -21,7 +21,7 @@ _NET_HEIGHT = 3.2  # inches
 
 def against_floors(reaches: Sequence[Reach]) -> Drawing | None:
     """A row for each network: its layers under the roof of the device, with the step that was
-    measured; and what each layer takes of a step at best. None without networks.
+    measured; and the floor of each layer in a step. None without networks.
 
     Args:
         reaches: of which the first few of each machine are drawn.
@@ -54,14 +54,14 @@ def _draw_roof(axes: Axes, reach: Reach) -> None:
     axes.plot(*zip(*roof, strict=True), color="black", linewidth=1.4)
     points = [(each.intensity, each.flops / reach.pass_floor(each) / 1e9) for each in reach.layers]
     (layers,) = axes.plot(
-        *zip(*points, strict=True), "o", color="0.35", mfc="white", ms=5, label="layers, at best"
+        *zip(*points, strict=True), "o", color="0.35", mfc="white", ms=5, label="floors of layers"
     )
     rate = flops / took.median / 1e9
     (star,) = axes.plot(
         flops / moved, rate, "*", color="black", ms=11, label="the step as measured"
     )
     (best,) = axes.plot(
-        flops / moved, flops / reach.floor / 1e9, "D", color="black", ms=5, label="the step at best"
+        flops / moved, flops / reach.floor / 1e9, "D", color="black", ms=5, label="the step's floor"
     )
     axes.vlines(flops / moved, rate, flops / reach.floor / 1e9, color="black", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlim=(low, high))
@@ -81,7 +81,7 @@ def _draw_roof(axes: Axes, reach: Reach) -> None:
 
 
 def _draw_layers(axes: Axes, reach: Reach) -> None:
-    """What each layer takes of a step at best, in the order of the network."""
+    """The floor of each layer in a step, in the order of the network."""
     for place, layer in enumerate(reach.layers):
         copied = reach.is_copied(layer)
         axes.barh(
@@ -96,7 +96,7 @@ def _draw_layers(axes: Axes, reach: Reach) -> None:
     names = shown_names([short_name(each) for each in reach.layers], _LONGEST)
     axes.set_yticks(range(len(names)), names, fontsize=6.5, parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel("ms of a step at best; hatched: bound by copies", fontsize=8)
+    axes.set_xlabel("ms of the floor of a step; hatched: bound by copies", fontsize=8)
     axes.tick_params(axis="x", labelsize=7)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right"]].set_visible(False)

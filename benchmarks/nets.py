@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from voxtune.converters.families import as_graph
 from voxtune.converters.from_flax import to_graph
+from voxtune.models.families import Network, build
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Net:
         title: for people.
         family: a key of `voxtune.models.families.FAMILIES`.
         arguments: of the family.
-        keras: whether Keras has all its layers.
+        keras: whether it can be built of Keras's layers, and of its operations.
     """
 
     title: str
@@ -34,6 +37,20 @@ class Net:
         if "size" not in self.arguments:
             return self
         return dataclasses.replace(self, arguments={**self.arguments, "size": list(block)})
+
+    def built(self) -> Network:
+        """The network with random weights; norms' scales that start at zero are one.
+
+        Those keep their branches out of the output, and gradients of all that lies in them at zero:
+        a first step would show nothing of what programs compute there.
+        """
+        network = build(self.family, dict(self.arguments))
+        state = nnx.state(network, nnx.Param)
+        for path, variable in nnx.to_flat_state(state):
+            if path[-1] == "scale" and not variable[...].any():
+                variable.set_value(jnp.ones_like(variable[...]))
+        nnx.update(network, state)
+        return network
 
 
 _UNET = {"outputs": 2}

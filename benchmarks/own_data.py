@@ -25,7 +25,7 @@ from rich.console import Console
 
 from voxtune.benchmarks.nets import NETS, batch_of
 from voxtune.benchmarks.own_step import OwnStep
-from voxtune.benchmarks.peer import jax_peak
+from voxtune.benchmarks.turns import jax_peak
 from voxtune.engine.augment import PROFILES, augment
 from voxtune.engine.cache import DeviceCache, cut
 from voxtune.engine.case import IGNORE

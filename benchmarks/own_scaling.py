@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from voxtune.benchmarks.collectives import collectives, counted
 from voxtune.benchmarks.nets import NETS
 from voxtune.benchmarks.own_step import OwnStep
-from voxtune.benchmarks.peer import RefusalError, Training, jax_peak, take_turns
+from voxtune.benchmarks.turns import RefusalError, Training, jax_peak, take_turns
 from voxtune.engine.speed import product_speed_now
 from voxtune.models.errors import InputError
 from voxtune.models.lowering import plain_lowerings
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Takes turns with its parent."""
     options = parser().parse_args()
-    jax.config.update("jax_enable_compilation_cache", False)  # as `take_turns` has it for peers
+    jax.config.update("jax_enable_compilation_cache", False)  # as `serve` has it for peers
     take_turns(("voxtune", "jax"), lambda: scaling(options), {})
 
 

@@ -17,7 +17,6 @@ from voxtune.engine.mapping import first_state, lower_step
 from voxtune.engine.mesh import make_mesh, placed
 from voxtune.engine.rules import Parameters, make_rules
 from voxtune.engine.step import TrainState, TrainStep, make_step
-from voxtune.models.families import build
 from voxtune.models.flops import flops
 
 
@@ -26,6 +25,7 @@ class OwnStep:
     """A step of a network with random weights on a random batch.
 
     Attributes:
+        net: the network, for blocks of this shape.
         step: what is done to the whole batch.
         config: of a run that would do so.
         mesh: the devices.
@@ -34,6 +34,7 @@ class OwnStep:
         whole: the batch on the host.
     """
 
+    net: Net
     step: TrainStep
     config: Finetune
     mesh: Mesh
@@ -54,12 +55,13 @@ class OwnStep:
             InputError: there are not so many devices as `mesh` asks for.
         """
         config, net = Finetune(Path(), "", Path(), **options), net.at(shape[1:])
-        network, mesh = build(net.family, dict(net.arguments)), make_mesh(config.mesh)
+        network, mesh = net.built(), make_mesh(config.mesh)
         rules = make_rules(Parameters.of(network), config)
         step, params, statistics = make_step(network, config, rules)
         image, label = batch_of(shape)
         whole = {"image": image, "label": label}
         return OwnStep(
+            net,
             step,
             config,
             mesh,

@@ -16,17 +16,8 @@ import numpy as np
 from voxtune.benchmarks.comparisons import OWN
 from voxtune.benchmarks.nets import NETS, compared, for_peers
 from voxtune.benchmarks.own_step import OwnStep
-from voxtune.benchmarks.peer import (
-    CLIP,
-    DECAY,
-    EXACT,
-    RATE,
-    RefusalError,
-    Training,
-    jax_peak,
-    stepped,
-    take_turns,
-)
+from voxtune.benchmarks.peer import CLIP, DECAY, EXACT, RATE, stepped
+from voxtune.benchmarks.turns import RefusalError, Training, jax_peak, take_turns
 from voxtune.engine.speed import product_speed_now
 from voxtune.models.families import abstract
 
@@ -64,8 +55,7 @@ def own_training(options: argparse.Namespace) -> Training:
         clip=CLIP,
     )
     state, compiled = own.state, None
-    net = net.at(block)
-    network = for_peers(net, state.params, state.statistics)
+    network = for_peers(own.net, state.params, state.statistics)
     np.savez(options.file, allow_pickle=False, **own.whole, **network)
     first = own.mesh.devices.flat[0]
     alike = devices if first.platform != "cpu" else 1  # CPUs that are simulated share its cores
@@ -84,7 +74,7 @@ def own_training(options: argparse.Namespace) -> Training:
         jax_peak,
         lambda: product_speed_now(first, jnp.dtype(dtype)) * alike,
         {"devices": devices, "flops": own.flops},
-        parameters=lambda: compared(net, state.params, state.statistics),
+        parameters=lambda: compared(own.net, state.params, state.statistics),
     )
 
 
@@ -103,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Takes turns with its parent."""
     options = parser().parse_args()
-    jax.config.update("jax_enable_compilation_cache", False)  # see `take_turns`
+    jax.config.update("jax_enable_compilation_cache", False)  # see `serve`
     take_turns(("voxtune", "jax"), lambda: own_training(options), {}, stepped(options.file, OWN))
 
 

@@ -2,9 +2,9 @@
 
 It needs nothing but the framework, for it runs in an environment that has no voxtune. Networks,
 loss and optimiser are the same in each: weights come from a file, which describes the network to
-Keras too, the loss is cross-entropy plus
-soft Dice of every class but the first of each scan, the optimiser AdamW after clipping the gradient
-to norm 1. The batch is on the device before the first step.
+Keras too, the loss is cross-entropy plus soft Dice of every class but the first of each scan, the
+optimiser AdamW after clipping the gradient to norm 1. The batch is on the device before the first
+step.
 
     peer.py PROGRAM NETWORK FILE DTYPE
 
@@ -20,44 +20,31 @@ Keras have their usual mixed precision where it is bfloat16: autocast, and the p
 `mixed_bfloat16`.
 """
 
-import importlib
 import itertools
 import json
-import math
 import os
-import re
-import resource
+import runpy
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from voxtune.benchmarks.turns import Training, jax_peak, process_peak, take_turns
+else:  # by its path: this runs where there is no voxtune
+    TURNS = runpy.run_path(str(Path(__file__).with_name("turns.py")))
+    Training, take_turns = TURNS["Training"], TURNS["take_turns"]
+    process_peak, jax_peak = TURNS["process_peak"], TURNS["jax_peak"]
 
 RATE, DECAY, CLIP = 1e-4, 1e-5, 1.0
 DILATIONS = (1, 2, 4, 8, 16, 8, 4, 2, 1)  # brainchop's
 FILTERS = 21
 MERGES = ("Add", "Concatenate")  # Keras's layers that take what they join as a list
 EXACT = "exact"  # float32 that multiplies in nothing less
-TURN = 1.0  # seconds that a turn is to last at least, of steps of a millisecond or more
-MOST = 1000  # steps a turn
-# Of memory, they say; the last is NumPy's of more than anything can address.
-TOO_LITTLE = (
-    r"(?i)out of memory|allocate memory|RESOURCE_EXHAUSTED|\bOOM\b|ALLOC_FAILED|array is too big"
-)
-OUT_OF_MEMORY = "out of memory"
 Arrays = Sequence[np.ndarray]
-
-
-def process_peak() -> int:
-    """The most memory that this process has held, bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # without the peak of the process that started it
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def cores() -> int:
@@ -65,29 +52,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # macOS has none
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class Training:
-    """A network that a framework trains on one batch.
-
-    Attributes:
-        run: does so many steps, waits for the last, gives the loss before it.
-        platform: what computes, `cpu` or as JAX names it.
-        memory: the most that was held so far, bytes.
-        floor: FLOP/s of the devices in a matrix product, measured now; of voxtune's alone.
-        about: what else is said of it.
-        notes: what belongs to the version.
-        parameters: those that it has now, as the file has them: LAYER:NAME → array.
-    """
-
-    run: Callable[[int], float]
-    platform: str = "cpu"
-    memory: Callable[[], int] = process_peak
-    floor: Callable[[], float] | None = None
-    about: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    parameters: Callable[[], Mapping[str, np.ndarray]] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +166,8 @@ def torch_training(given: Given, compiled: bool = False) -> Training:
     cuda = device.type == "cuda"
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = given.dtype != EXACT
-    outputs = given.outputs
+    # Functions below hold names of weights, not the weights: nobody else has them twice.
+    outputs, names, mixed = given.outputs, [*given.weights], given.dtype == "bfloat16"
     net = torch_network(given.network, [*given.weights.values()]).to(device)
     x = torch.from_numpy(given.image).permute(0, 4, 1, 2, 3).to(device)
     x = x.contiguous(memory_format=torch.channels_last_3d)
@@ -210,7 +175,7 @@ def torch_training(given: Given, compiled: bool = False) -> Training:
     optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=DECAY, fused=cuda)
 
     def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=given.dtype == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             logits = net(x)
         logits = logits.float()
         truth = nn.functional.one_hot(y, outputs).permute(0, 4, 1, 2, 3)
@@ -240,7 +205,7 @@ def torch_training(given: Given, compiled: bool = False) -> Training:
         for layer in torch_layers(net):
             kernel = layer.weight.detach().permute(2, 3, 4, 1, 0)
             found += [kernel.cpu().numpy(), layer.bias.detach().cpu().numpy()]
-        return dict(zip(given.weights, found, strict=True))
+        return dict(zip(names, found, strict=True))
 
     memory = torch.cuda.max_memory_allocated if cuda else process_peak
     return Training(run, "gpu" if cuda else "cpu", memory, parameters=parameters)
@@ -295,7 +260,7 @@ def keras_training(given: Given) -> Training:
     if given.dtype == EXACT:
         keras_exact()
     model = keras_network(given.graph, given.weights, given.image.shape[1:])
-    outputs = given.outputs
+    outputs, names = given.outputs, [*given.weights]  # see `torch_training`
 
     def loss(truth: object, logits: object) -> object:
         logs = ops.log_softmax(ops.cast(logits, "float32"))
@@ -324,9 +289,9 @@ def keras_training(given: Given) -> Training:
         return float(found)
 
     def parameters() -> Mapping[str, np.ndarray]:
-        layers = dict.fromkeys(map(layer_of, given.weights))
+        layers = dict.fromkeys(map(layer_of, names))
         found = [model.get_layer(each).get_weights() for each in layers]
-        return dict(zip(given.weights, itertools.chain(*found), strict=True))
+        return dict(zip(names, itertools.chain(*found), strict=True))
 
     notes = ("by train_on_batch, which waits for each step",)
     return Training(run, platform, memory, notes=notes, parameters=parameters)
@@ -357,14 +322,6 @@ def keras_device() -> tuple[str, Callable[[], int]]:
     return "cpu", process_peak
 
 
-def jax_peak() -> int:
-    """The most memory that one of JAX's devices has held, or this process, bytes."""
-    import jax
-
-    stats = [each.memory_stats() or {} for each in jax.local_devices()]
-    return max(each.get("peak_bytes_in_use", 0) for each in stats) or process_peak()
-
-
 # What makes a training, and the modules that it needs, of which the last is Keras's backend.
 PEERS: dict[str, tuple[Callable[[Given], Training], tuple[str, ...]]] = {
     "PyTorch": (torch_training, ("torch",)),
@@ -374,111 +331,9 @@ PEERS: dict[str, tuple[Callable[[Given], Training], tuple[str, ...]]] = {
 }
 
 
-class RefusalError(Exception):
-    """A program cannot do this case, for what it says."""
-
-
-def problem_of(error: Exception) -> str | None:
-    """What was raised, in words, where that is a result; None where something broke."""
-    if isinstance(error, ImportError | RefusalError):
-        return str(error)
-    if isinstance(error, MemoryError) or re.search(TOO_LITTLE, str(error)):
-        return OUT_OF_MEMORY
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return f"torch.compile fails: {str(error).strip().splitlines()[0]}"
-    return None
-
-
 def stepped(file: str, program: str) -> Path:
     """Where a program saves its parameters after the first step, beside the file of the weights."""
     return Path(file).with_name(f"{program}.npz")
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A program that has loaded.
-
-    Attributes:
-        turn: its number, from 0 → what is said of it; raises what `problem_of` may know.
-        about: what is said of the program.
-        notes: what belongs to its version.
-    """
-
-    turn: Callable[[int], Mapping[str, Any]]
-    about: Mapping[str, Any]
-    notes: tuple[str, ...] = ()
-
-
-def serve(needed: Sequence[str], make: Callable[[], Ready], variables: Mapping[str, str]) -> None:
-    """Says what it is, and takes a turn for each line on standard input; in lines of JSON.
-
-    Args:
-        needed: modules whose versions are told.
-        make: what takes turns, once they are there.
-        variables: that libraries heed.
-    """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    # Nothing is taken that was compiled before: how long that takes is told apart.
-    os.environ |= {"JAX_ENABLE_COMPILATION_CACHE": "false", **variables}
-
-    def answer(**values: object) -> None:
-        print(json.dumps(values), file=answers, flush=True)
-
-    trouble = "missing"  # how what goes wrong is called in the first answer
-    try:
-        modules = [importlib.import_module(name) for name in needed]
-        ready = make()
-        versions = [f"{m.__name__} {m.__version__}" for m in modules if hasattr(m, "__version__")]
-        answer(version=", ".join((*versions, *ready.notes)), **ready.about)
-        trouble = "problem"
-        for number, _ in enumerate(sys.stdin):
-            answer(**ready.turn(number))
-    except Exception as error:  # each framework has its own
-        problem = problem_of(error)
-        if problem is None:
-            raise
-        answer(**{trouble: problem})
-
-
-def take_turns(
-    needed: Sequence[str],
-    make: Callable[[], Training],
-    variables: Mapping[str, str],
-    kept: Path | None = None,
-) -> None:
-    """Says what it is, and trains when told to, as the module says.
-
-    Args:
-        needed: as of `serve`.
-        make: what trains.
-        variables: as of `serve`.
-        kept: where parameters are saved after the first step.
-    """
-
-    def ready() -> Ready:
-        training, steps = make(), 1
-
-        def turn(number: int) -> dict[str, Any]:
-            nonlocal steps
-            began = time.perf_counter()
-            loss = training.run(steps)
-            seconds = (time.perf_counter() - began) / steps
-            if not math.isfinite(loss):
-                raise RefusalError("its loss is not finite")
-            found = {"seconds": seconds, "loss": loss, "memory": training.memory()}
-            if number == 0 and kept is not None and training.parameters is not None:
-                np.savez(kept, allow_pickle=False, **training.parameters())
-            # Turns before the first that counts tell the memory of the steps alone.
-            if training.floor is not None and number > 1:
-                found["floor"] = training.floor()
-            if number == 1:  # which neither compiles nor counts
-                steps = min(max(1, round(TURN / seconds)), MOST)
-            return found
-
-        return Ready(turn, {"platform": training.platform, **training.about}, training.notes)
-
-    serve(needed, ready, variables)
 
 
 def main() -> None:

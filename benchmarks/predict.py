@@ -15,7 +15,8 @@ programs compute the same is checked on a small cube first, and on the labels of
 
 Where not all programs have room beside one another, each has its turns alone. That is a case of its
 own, which has no ratio: its times are minutes apart. So it is with a program that ran out of memory
-beside others, which is measured once more.
+beside others, which is measured once more. A peer that takes far longer than voxtune (`LATE`) is
+stopped; what its turns until then say of its ratio is a lower bound, see `least_ratio`.
 """
 
 import dataclasses
@@ -35,11 +36,11 @@ from scipy import ndimage
 from voxtune.benchmarks.comparisons import LEAST_RATIO
 from voxtune.benchmarks.device import device, environment, keep_to_cpu
 from voxtune.benchmarks.environments import peer_environment
-from voxtune.benchmarks.measurement import Measurement, Spread, Work
+from voxtune.benchmarks.measurement import Measurement, Work
 from voxtune.benchmarks.nets import MAIN, NETS, Net, for_peers
-from voxtune.benchmarks.peer import OUT_OF_MEMORY
 from voxtune.benchmarks.predict_peer import CHECK, FILE, OVERLAP
-from voxtune.benchmarks.program import PAUSE, STARTING, Program, running, take_turns
+from voxtune.benchmarks.program import PAUSE, SOONEST, STARTING, Program, running, take_turns
+from voxtune.benchmarks.turns import OUT_OF_MEMORY
 from voxtune.engine import config
 from voxtune.engine.contract import Contract
 from voxtune.engine.memory import available_memory
@@ -70,7 +71,7 @@ EDGES = {"cpu": (96, 48), "gpu": (256, 128)}  # of the scan, voxels; and of a qu
 MULTIPLE = 16  # of which edges are, so that no program has to pad
 LEAST = 48  # edge of a scan, voxels, that is larger than its windows
 QUICK_TURNS = 3
-LATE = 5.0  # a peer is stopped that takes so many times as long as voxtune
+LATE = 5.0  # a peer is stopped that takes so many times as long as voxtune at its fastest
 CLOSE = 1e-3  # of probabilities
 AGREED = 0.99  # of labels, at least
 AGREED_ROUGHLY = 0.95  # on a GPU, where MONAI's are of bfloat16
@@ -81,7 +82,6 @@ def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Meas
 
     Raises:
         InputError: JAX finds no device.
-        RuntimeError: voxtune's program broke.
     """
     keep_to_cpu()
     platform = device().platform
@@ -195,13 +195,8 @@ class Case:
         Args:
             programs: that have had their turns.
             apart: names of peers that have had them when voxtune had none.
-
-        Raises:
-            RuntimeError: voxtune's broke.
         """
         own, *others = programs
-        if own.problem.startswith("ended by signal"):
-            raise RuntimeError(f"{own.name} {own.problem}")
         settings = {
             "network": self.network,
             "scan": self.edge,
@@ -225,7 +220,7 @@ class Case:
                     "version": program.hello.get("version", ""),
                 }
                 if program.problem:
-                    least = least_ratio(own, program, key, self.turns) if beside else {}
+                    least = least_ratio(own, program, key) if beside else {}
                     yield Measurement(**about, values=least, problem=program.problem)
                     continue
                 last = program.turns[-self.turns :]
@@ -239,20 +234,25 @@ class Case:
                 )
 
 
-def least_ratio(own: Program, peer: Program, key: str, turns: int) -> dict[str, float]:
+def least_ratio(own: Program, peer: Program, key: str) -> dict[str, float]:
     """How many times as fast voxtune is at least as a peer that was stopped; empty where it is not.
 
+    It is the least of all rounds that count: of those that the peer finished its ratio, of the one
+    in which it was stopped what it had at least taken until then.
+
     Args:
-        own: voxtune.
+        own: voxtune, whose turn was first in each round.
         peer: that was stopped in a turn, after one that it had finished.
-        key: of `PARTS`. What else belongs to a turn is taken to last as in the one before.
-        turns: of voxtune's that count.
+        key: of `PARTS`. What else belonged to the turn that was stopped is taken to have lasted as
+            in the turn in which it lasted longest: an assumption.
     """
     if own.problem or peer.stopped is None or not peer.turns:
         return {}
-    before = peer.turns[-1]
-    took = Spread.of([each[key] for each in own.turns[-turns:]]).median
-    return {LEAST_RATIO: (peer.stopped - (before["seconds"] - before[key])) / took}
+    rest = max(each["seconds"] - each[key] for each in peer.turns)
+    rounds = zip(own.turns[1:], peer.turns[1:], strict=False)  # voxtune has had more
+    ratios = [theirs[key] / mine[key] for mine, theirs in rounds]
+    least = min([*ratios, (peer.stopped - rest) / own.turns[len(peer.turns)][key]])
+    return {LEAST_RATIO: least} if least > 1 else {}
 
 
 def window_of(edge: int) -> int:
@@ -289,7 +289,7 @@ def alone(program: Program, turns: int, own: Program | None = None) -> None:
     for _ in range(turns):
         if not program.problem:
             time.sleep(PAUSE)
-            program.turn(LATE * fastest if fastest else STARTING)
+            program.turn(max(LATE * fastest, SOONEST) if fastest else STARTING)
     program.end()
 
 

@@ -35,8 +35,10 @@ import numpy as np
 OVERLAP = 0.25
 FILE = "weights.npz"
 CHECK = 32  # edge of what is predicted first, voxels
-PEER = runpy.run_path(str(Path(__file__).with_name("peer.py")))
-process_peak, jax_peak = PEER["process_peak"], PEER["jax_peak"]
+PEER, TURNS = (
+    runpy.run_path(str(Path(__file__).with_name(name))) for name in ("peer.py", "turns.py")
+)
+process_peak, jax_peak = TURNS["process_peak"], TURNS["jax_peak"]
 
 # `[D, H, W]` → probabilities `[D, H, W, K]`, of which there is one for a sigmoid; computed when it
 # returns.
@@ -255,6 +257,7 @@ def voxtune(network: str, weights: Any, folder: Path, name: str, window: int) ->
 
     one_pass = Segmenting(block="full", mesh="data=1")
     windows = Segmenting(block=(window,) * 3, mesh="data=1", overlap=OVERLAP)
+    outputs = weights[-1].size
     model = load_model(folder / "model", options=windows if window else one_pass)
     spent: list[float] = []
 
@@ -272,7 +275,7 @@ def voxtune(network: str, weights: Any, folder: Path, name: str, window: int) ->
     def check(image: np.ndarray) -> np.ndarray:
         whole = load_model(folder / "model", options=one_pass)
         found = whole.predictor(whole.members, image[..., None])
-        classes = range(found.held.shape[-1])[-weights[-1].size :]  # of a sigmoid the second
+        classes = range(found.held.shape[-1])[-outputs:]  # of a sigmoid the second
         return np.stack([found.channel(index) for index in classes], -1)
 
     def predict() -> float:
@@ -352,9 +355,9 @@ def main() -> None:
     def ready() -> Any:
         held = loaded(make, network, folder, name, window)
         about = {"platform": held.platform, "room": held.room}
-        return PEER["Ready"](lambda _: turn(held), about, held.notes)
+        return TURNS["Ready"](lambda _: turn(held), about, held.notes)
 
-    PEER["serve"](needed, ready, variables)
+    TURNS["serve"](needed, ready, variables)
 
 
 if __name__ == "__main__":

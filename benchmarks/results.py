@@ -112,7 +112,7 @@ def line(found: Sequence[Entry]) -> str:
     start = f"{measured.suite}: {measured.case}: {measured.program}"
     if figure.least_ratio is not None:
         least = said_least(figure.least_ratio)
-        return f"{start} is {measured.problem}: voxtune is {least} times as fast"
+        return f"{start} was {measured.problem}: voxtune is {least} times as fast"
     if measured.problem:
         return f"{start} is not measured: {measured.problem}"
     parts = []

@@ -1,7 +1,9 @@
 """The floor of a network on a device: what its convolutions and products take at best, by layer.
 
 A layer can be no faster than the device multiplies, nor than it moves what goes in and comes out
-(Williams et al. 2009, doi 10.1145/1498765.1498785). Nothing is run here, and no device opened.
+(Williams et al. 2009, doi 10.1145/1498765.1498785). That is of the operations as counted
+(`voxtune.models.flops`): what is computed with fewer can be faster. Nothing is run here, and no
+device opened.
 """
 
 import re

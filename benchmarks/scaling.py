@@ -146,7 +146,6 @@ def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Meas
 
     Raises:
         InputError: JAX finds no device.
-        RuntimeError: a program broke.
     """
     del peers
     found = found_devices()

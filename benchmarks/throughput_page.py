@@ -120,7 +120,7 @@ def write(entries: Sequence[Entry], path: Path) -> None:
         Section("Against the floor", [*_figure(there, "floors"), *_floor_tables(reached)]),
         Section("Over revisions", [*_figure(there, "revisions"), *_revision_tables(figures)]),
         *(Section(f"Suite {suite}", own) for suite, own in _suite_tables(last).items()),
-        Section("Without figures", _problems(last)),
+        Section("Without figures, or stopped", _problems(last)),
         Section("How it was measured", [_conventions(figures), *_places(entries)]),
     ]
     text = page(_TITLE, _lead(figures), sections)
@@ -169,14 +169,14 @@ _CAPTIONS = {
     "peers": (
         "Bars of how many times as fast voxtune is as each peer.",
         "The newest ratio of each case, on a logarithmic axis: median and quartiles over turns; "
-        f"hatched where voxtune is slower. At most {MOST_BARS} of a machine are drawn; the tables "
-        "have all.",
+        "hatched where voxtune is slower. Peers that were stopped have no bar. At most "
+        f"{MOST_BARS} of a machine are drawn; the tables have all.",
     ),
     "floors": (
-        "Layers of each network under the roof of the device, and what each takes at best.",
-        "Left: no layer is faster than the device's measured rates of products (flat) and of "
-        "copies (slope) allow. Right: what the layers of a training step take at best. At most "
-        f"{MOST_NETS} steps of a machine are drawn; the tables have all.",
+        "Layers of each network under the roof of the device, and the floor of each.",
+        "Floors are of the operations as counted. Left: what the device's measured rates of "
+        "products (flat) and of copies (slope) allow. Right: the layers of a training step. At "
+        f"most {MOST_NETS} steps of a machine are drawn; the tables have all.",
     ),
 }
 
@@ -227,7 +227,9 @@ def _floor_tables(reached: Sequence[Reach]) -> list[Html]:
         "of matrix products, and its bytes (what goes in, what comes out and the kernel, once "
         "each) at the measured rate of copies. Of a training step it counts forward once and "
         "backward twice: once for the kernel's gradient, once for that of what goes in, which is "
-        "not computed of the image. Activations, pooling, joins and the optimiser count nothing."
+        "not computed of the image. Activations, pooling, joins and the optimiser count nothing. "
+        "That is of the operations as counted: what voxtune computes with fewer, as it does some "
+        "layers on CPUs, may be faster."
     )
     return [
         table(caption, header, rows, words=(0, 1)),
@@ -253,7 +255,7 @@ def _layers(reach: Reach) -> Html:
         for each in reach.layers
     ]
     name = f"{reach.entry.measurement.case}, {reach.entry.place.machine}"
-    caption = f"Layers of {name}: of the forward pass, and at best"
+    caption = f"Layers of {name}: of the forward pass, and floors by the operations as counted"
     return details(f"Layers of {name}", table(caption, header, rows, words=(0, 7)))
 
 
@@ -300,7 +302,7 @@ def _suite_tables(figures: Sequence[Figure]) -> dict[str, list[Html]]:
 
 
 def _problems(figures: Sequence[Figure]) -> list[Html]:
-    """What could not be measured, and why."""
+    """What could not be measured, or not to its end, and why."""
     texts = [
         f"{each.measured.suite}: {each.measured.case}, {each.entry.place.machine}: "
         f"{each.measured.program}: {each.measured.problem}"
@@ -316,11 +318,13 @@ _AGREEMENT = {
     "weights, before a step and after it.",
     "predict": "In predict, a peer is timed if it gives voxtune's probabilities of a small cube "
     "from the same weights, and nearly all of its labels of the scan. One that had no room beside "
-    "voxtune was timed alone, and has no ratio. One that takes far longer than voxtune is stopped, "
-    "and its ratio is known to be over something.",
+    "voxtune was timed alone, and has no ratio. One that takes over five times voxtune's fastest "
+    "turn (a second at least) is stopped; 'over' is then a lower bound from the turns until then.",
     "data": "In data, batches of MONAI are checked for their shape and type alone, and stay in the "
     "host's memory, where voxtune's and the loop's lie on the device in the end. The loop with "
-    "nibabel is not checked: it draws blocks anywhere, all others a third round labelled voxels.",
+    "nibabel is not checked: it draws blocks anywhere, all others a third round labelled voxels. "
+    "On a CPU all programs that only cut blocks keep memory that they freed, which runs of voxtune "
+    "do not.",
 }
 
 
@@ -378,6 +382,8 @@ def _said_took(entry: Entry) -> str:
 
 
 def _took(each: Figure) -> str:
+    if each.least_ratio is not None:
+        return "stopped"
     return "not measured" if each.measured.problem else _said_took(each.entry)
 
 

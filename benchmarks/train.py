@@ -3,10 +3,11 @@
 A step is forward, backward, clipping and AdamW on one random batch that is on the device, without
 augmentation. Each program has a process of its own (`own_training.py`, `peer.py`) with the same
 network, weights, batch, loss and optimiser. That they compute the same is checked by the losses
-before the first step and after it, and by what that makes of each parameter; then their turns
-count. Where float32 is not exact, as on a GPU that multiplies in TF32, they first show that on a
-small batch, in processes that compute exactly: what is computed in bfloat16 differs as much by
-rounding as by a mistake.
+before the first step and after it, and by what that makes of each parameter, of kernels alone where
+norms or attention undo biases (`voxtune.benchmarks.nets.compared`); then their turns count. Where
+float32 is not exact, as on a GPU that multiplies in TF32, they first show that on a small batch, in
+processes that compute exactly: what is computed in bfloat16 differs as much by rounding as by a
+mistake.
 """
 
 import dataclasses
@@ -25,8 +26,9 @@ from voxtune.benchmarks.device import device, environment
 from voxtune.benchmarks.environments import peer_environment
 from voxtune.benchmarks.measurement import Measurement, Work
 from voxtune.benchmarks.nets import MAIN, NETS
-from voxtune.benchmarks.peer import EXACT, OUT_OF_MEMORY, RATE, stepped
+from voxtune.benchmarks.peer import EXACT, RATE, stepped
 from voxtune.benchmarks.program import Program, running, take_turns
+from voxtune.benchmarks.turns import OUT_OF_MEMORY
 from voxtune.engine import config
 from voxtune.models.errors import InputError
 
@@ -185,7 +187,6 @@ def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Meas
 
     Raises:
         InputError: JAX finds no device, or a busy one.
-        RuntimeError: a program broke.
     """
     turns = min(given.turns, QUICK) if given.quick else given.turns
     platform = device().platform
@@ -201,17 +202,23 @@ def measure(given: config.Benchmark, peers: Mapping[str, Path]) -> Iterator[Meas
 def _refused(network: str, pythons: Mapping[str, Path]) -> dict[str, Program]:
     """Peers that do not compute what voxtune does, with the problem; by their names.
 
+    All of them where voxtune's breaks: nobody knows.
+
     Raises:
         InputError: voxtune finds no room even for this.
     """
     case = Case(network, _BASE["cpu"][network].block, 2, EXACT)  # a small one
     with _folder() as folder:
         found = _run(case, {OWN: Path(sys.executable), **pythons}, Path(folder), 0)
-    if found[OWN].problem:
+    own = found[OWN]
+    if own.problem == OUT_OF_MEMORY:
         raise InputError(
-            f"Not even {case.title} can be trained: {found[OWN].problem}; end what else uses the "
-            "device."
+            f"Not even {case.title} can be trained: {own.problem}; end what else uses the device."
         )
+    if own.problem:
+        lost = f"nothing to compare with: {own.problem}"
+        none = dataclasses.replace(own, hello={}, turns=[], problem=lost)
+        return {name: dataclasses.replace(none, name=name) for name in pythons}
     return {name: each for name, each in found.items() if each.problem}
 
 
@@ -314,6 +321,8 @@ def difference(own: Program, peer: Program, dtype: str, folder: Path) -> str:
             return f"does not compute what voxtune does: losses {losses}"
     if exact and (share := turned(folder, own.name, peer.name)) > _TURNED:
         return f"does not compute what voxtune does: a layer's step differs in {share:.0%}"
+    if exact and (still := unmoved(folder)):
+        return f"cannot be compared: voxtune's first step moves nothing of {still}"
     return ""
 
 
@@ -329,6 +338,23 @@ def turned(folder: Path, first: str, second: str) -> float:
     with np.load(files[0]) as one, np.load(files[1]) as other:
         near = [np.abs(one[name] - other[name]) <= RATE / 10 for name in one.files]
     return max(1 - float(each.mean()) for each in near)
+
+
+def unmoved(folder: Path) -> str:
+    """An array of parameters that voxtune's first step left as it was; empty where there is none.
+
+    Of what lies before it a step tells nothing. Of AdamW's, which moves whatever has a gradient by
+    the same, hardly less of a tiny one, that is an array whose gradient is zero throughout.
+
+    Args:
+        folder: where voxtune saved them before the step, and after it.
+    """
+    file = folder / "arrays.npz"
+    with np.load(file) as before, np.load(stepped(str(file), OWN)) as after:
+        for name in after.files:
+            if (np.abs(after[name] - before[f"weight/{name}"]) <= RATE / 10).all():
+                return name
+    return ""
 
 
 def _measurement(case: Case, own: Program, program: Program, interleaved: bool) -> Measurement:

@@ -62,6 +62,7 @@ class Preemption:
             # Out of Orbax's sight: once a checkpoint is written, which may be steps later, its
             # thread in the first process would tell the service of that step, as if the process
             # had got no further. The others would end after a step that it has passed already.
+            # Without one (JAX_ENABLE_PREEMPTION_SERVICE=false) the signal ends the process at once.
             self._service = distributed.global_state.preemption_sync_manager
             distributed.global_state.preemption_sync_manager = None
         elif self._main:

@@ -229,14 +229,14 @@ def _backward(dilation: int, residuals: Pair, gradient: Array) -> Pair:
 conv_depth_slices.defvjp(_forward, _backward)
 
 
-def outer(gradient: Array, rows: Array) -> Array:
+def outer(left: Array, rows: Array) -> Array:
     """What a slice adds to the kernel's gradient: `[B, H, W, O]`, `[B, H, W, I]` → `[O, I]`.
 
     The other way round, `[I, O]`, takes a tenth to a third longer. For each example by itself,
     `[B, O, I]`, where the batch is split over devices: see `examples_apart`.
     """
     sums = "bhwo,bhwi->boi" if examples_apart(rows) else "bhwo,bhwi->oi"
-    return jnp.einsum(sums, gradient, rows, preferred_element_type=wide_type(rows, gradient))
+    return jnp.einsum(sums, left, rows, preferred_element_type=wide_type(rows, left))
 
 
 def examples_apart(x: Array) -> tuple[int, ...]:

@@ -5,9 +5,9 @@ from flax import nnx
 from jax import Array
 
 from voxtune.models.family import UShape
-from voxtune.models.folded import conv_of_repeated_and_skip
+from voxtune.models.folded import conv_of_repeated_and_skip, repeated_pays
 from voxtune.models.layers import ConvUnit, Head
-from voxtune.models.lowering import lowering_of, max_pool
+from voxtune.models.lowering import max_pool
 from voxtune.models.norms import BatchNorm
 from voxtune.models.run import Run, ignore
 from voxtune.models.unet import edge_of_u
@@ -56,13 +56,14 @@ class BottomLevel(ConvLevel):
 class UpLevel(ConvLevel):
     """A level of the decoder: repeats each voxel and joins the skip connection first.
 
-    On CPUs both and the first convolution are one operation, unless somebody taps.
+    On CPUs both and the first convolution are one operation where that is faster, unless somebody
+    taps.
     """
 
     def __call__(self, x: Array, skip: Array, run: Run, path: str) -> Array:
         """`[B, D, H, W, C]` and the skip `[B, 2D, 2H, 2W, S]` → `[B, 2D, 2H, 2W, filters]`."""
         conv = self.unit1.conv
-        if run.tap is ignore and lowering_of(conv.kernel.shape) == "slices":
+        if run.tap is ignore and repeated_pays(x, conv.kernel[...]):
             assert conv.bias is not None
             x = conv_of_repeated_and_skip(x, skip, conv.kernel[...], conv.bias[...])
             x = self.unit1.finish(x, run, f"{path}/unit1")

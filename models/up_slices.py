@@ -1,6 +1,6 @@
 """A transposed convolution of stride 2 by a kernel of 4x4x4, as a loop over depth slices: for CPUs.
 
-As `voxtune.models.depth_slices` does it: XLA's own is tens of times slower.
+As `voxtune.models.depth_slices` does it.
 """
 
 import itertools

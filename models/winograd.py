@@ -19,7 +19,7 @@ from jax import Array, lax
 
 _VOXELS = 4  # that are found together
 _LEAST = 2e9  # operations of a convolution
-_FEWEST = 16  # channels: 16 to 32 take a quarter less time (96³), 32 to 32 a third less
+_FEWEST = 16  # channels: 16 to 16 or 32 take a quarter to a third less time (96³)
 # Six sums of six neighbours in a row, the second of which is the first of the four.
 _OF_IMAGE = (
     (1, -3 / 2, -2, 3 / 2, 1, 0),

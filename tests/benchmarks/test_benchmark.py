@@ -203,6 +203,22 @@ def test_a_figure_that_is_no_number_is_a_problem(
     assert last == own
 
 
+@pytest.mark.parametrize(
+    ("problem", "status"), [("broke: a mistake", 1), ("ended by signal 6", 1), ("out of memory", 0)]
+)
+def test_that_voxtune_breaks_is_told_at_the_end_and_fails(
+    suites: dict[str, Stub], capsys: pytest.CaptureFixture[str], problem: str, status: int
+) -> None:
+    (own,) = suites["train"].measured
+    peer = dataclasses.replace(own, program="peer", seconds=(), problem="broke: of others")
+    suites["train"].measured = (dataclasses.replace(own, seconds=(), problem=problem), peer)
+    assert run("train", "data") == status
+    assert [name for name, _ in suites["data"].called] == ["train", "data"]
+    said = capsys.readouterr().out
+    assert f"voxtune is not measured: {problem}\n" in said
+    assert said.endswith(f"\ntrain, case of train: voxtune {problem}\n") == bool(status)
+
+
 def test_check_wants_something_to_compare_with_before_it_measures(
     called: Called,
     tmp_path: Path,
@@ -240,6 +256,11 @@ def test_check_wants_something_to_compare_with_before_it_measures(
         (
             ["train", "--networks", "unetr", "--blocks", "24"],
             "UNETR takes multiples of 16",
+        ),
+        (
+            ["train", "--networks", "resenc_unet", "--blocks", "64", "32"],
+            "--blocks 32: nnU-Net ResEnc leaves one voxel to the instance norms of its lowest "
+            "resolution; give 64 or more.",
         ),
         (["--networks", "vnet"], "--networks vnet is of train, not of predict, scaling, compile;"),
         (["--store", "missing"], "missing is not a store: it has no store.json"),

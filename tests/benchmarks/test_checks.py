@@ -75,6 +75,23 @@ def test_the_best_of_the_past_is_the_bar(run: Callable) -> None:
     assert fallen(run(1.3), run(1.25)) == []
 
 
+def test_a_bound_of_a_peer_that_was_stopped_is_a_bar(run: Callable, entry: Make) -> None:
+    late = {"seconds": (), "problem": "stopped after 10 s", "values": {"least_ratio": 5.0}}
+    known = {"version": "1.0", "revision": "good", "date": "2026-01-01"}
+    before = [*run(1.0)[:1], entry("PyTorch", **late, **known)]
+    (sentence,) = fallen(before, run(1.0))
+    assert sentence.endswith(
+        "voxtune is 2.00 times (1.99 to 2.01) as fast as PyTorch; with good of 2026-01-01 it was "
+        "over 5.0 times."
+    )
+    assert fallen(before, run(0.42)) == []  # 4.8 times
+    (sentence,) = fallen([*before, *run(0.3, revision="best")], run(1.0))
+    assert "with best of" in sentence
+    differs = entry("PyTorch", seconds=(), problem=f"{DIFFERS}: losses 7.0 and 0.7")
+    (sentence,) = fallen(before, [*run(1.0)[:1], differs])
+    assert sentence.endswith("with good of 2026-01-01 voxtune was over 5.0 times as fast.")
+
+
 def test_a_fall_of_the_share_of_the_peak_is_told(entry: Make) -> None:
     before = [entry(seconds=times(1.0), revision="good", date="2026-01-01")]
     (sentence,) = fallen(before, [entry(seconds=times(1 / 0.8))])

@@ -42,6 +42,12 @@ def test_each_turn_is_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert written.values["times_the_file"] == pytest.approx(5000 / 19.17e6, rel=0.01)
 
 
+def test_a_conversion_that_fails_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "turn", lambda path: {"problem": "broke: a mistake"})
+    for each in convert.measure(Benchmark(turns=2), {}):
+        assert (each.problem, each.seconds) == ("broke: a mistake", ())
+
+
 def test_a_process_converts_the_packaged_file() -> None:
     measured = convert.measured("packaged", convert.demo.PRETRAINED, turns=1)
     assert measured.seconds[0] > 0

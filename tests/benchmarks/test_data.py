@@ -143,7 +143,7 @@ def test_every_place_is_compared_with_somebody() -> None:
 def test_the_first_turn_does_not_count() -> None:
     process: Any = None
     turns = [{"seconds": each, "memory": 7} for each in (9.0, 1.0, 2.0)]
-    found = measurement(TINY, "host", "2 phantoms", Program("voxtune", process, {}, turns))
+    found = measurement(TINY, "host", "2 phantoms", Program("voxtune", process, {}, turns), "cpu")
     assert found.seconds == (1.0, 2.0)
     assert (found.work.blocks, found.work.voxels) == (6, 6 * 512)
     assert found.case == "8³, batch 2, of 2 phantoms, from host to the device (MONAI's to the host)"
@@ -153,9 +153,16 @@ def test_the_first_turn_does_not_count() -> None:
 def test_cases_say_where_blocks_end() -> None:
     process: Any = None
     own, monai = (Program(name, process) for name in (data.OWN, "MONAI's cache"))
-    assert measurement(TINY, "host", "x", own).settings["to"] == "device"
-    assert measurement(TINY, "host", "x", monai).settings["to"] == "host"
-    assert measurement(TINY, "disk", "x", own).case.endswith("from disk to the device")
+    assert measurement(TINY, "host", "x", own, "gpu").settings["to"] == "device"
+    assert measurement(TINY, "host", "x", monai, "gpu").settings["to"] == "host"
+    assert measurement(TINY, "disk", "x", own, "gpu").case.endswith("from disk to the device")
+
+
+def test_settings_say_which_programs_kept_freed_memory() -> None:
+    process: Any = None
+    for platform, kept in (("cpu", True), ("gpu", None)):
+        found = measurement(TINY, "host", "x", Program(data.OWN, process), platform)
+        assert found.settings.get("kept") is kept
 
 
 SAID = {

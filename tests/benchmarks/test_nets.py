@@ -10,7 +10,7 @@ from voxtune.benchmarks.nets import MAIN, NETS, Net, batch_of, compared, for_pee
 from voxtune.benchmarks.own_step import OwnStep
 from voxtune.engine.config import Benchmark
 from voxtune.engine.step import split
-from voxtune.models.families import FAMILIES, abstract, build
+from voxtune.models.families import FAMILIES, Network, abstract, build
 from voxtune.models.parameters import by_path
 
 
@@ -82,6 +82,20 @@ def test_biases_that_norms_undo_are_not_compared() -> None:
         found = compared(net, params, statistics)
         assert {name.rpartition(":")[2] for name in found} == wanted
         assert len(found) == 10 * len(wanted)
+
+
+def test_no_norm_starts_with_a_scale_of_zero() -> None:
+    settings = {"outputs": 2, "features": (2, 4), "blocks": (1, 1), "strides": (1, 2)}
+    net = Net("small", "resenc_unet", settings)
+
+    def zeros(network: Network) -> int:
+        scales = [each for path, each in by_path(network).items() if path.endswith("/scale")]
+        assert len(scales) == 7
+        assert {float(value) for each in scales for value in each} <= {0, 1}
+        return sum(not each.any() for each in scales)
+
+    assert zeros(build(net.family, settings)) == 2
+    assert zeros(net.built()) == 0
 
 
 def test_positions_are_of_the_block() -> None:

@@ -15,7 +15,7 @@ from voxtune.benchmarks import peer
 PROGRAM = """
 from pathlib import Path
 import numpy as np
-from voxtune.benchmarks.peer import Training, take_turns
+from voxtune.benchmarks.turns import Training, take_turns
 
 done = 0
 held = 1
@@ -50,6 +50,13 @@ def said(
     )
     found = [json.loads(line) for line in done.stdout.splitlines()]
     return [*found, {"status": done.returncode}]
+
+
+@pytest.mark.parametrize("script", ["peer.py", "predict_peer.py"])
+def test_they_need_no_voxtune(script: str) -> None:
+    path = str(Path(peer.__file__).with_name(script))
+    code = f"import runpy, sys; sys.modules['voxtune'] = None; runpy.run_path({path!r})"
+    subprocess.run((sys.executable, "-P", "-c", code), check=True)
 
 
 def test_turns() -> None:

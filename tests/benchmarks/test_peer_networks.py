@@ -16,20 +16,23 @@ from voxtune.benchmarks import peer, predict_peer
 from voxtune.benchmarks.nets import MAIN, NETS, Net, for_peers
 from voxtune.converters.families import as_graph
 from voxtune.engine.step import split
-from voxtune.models.families import build
 
 EDGE = 16  # voxels
 IMAGE = np.random.default_rng(1).normal(size=(EDGE,) * 3).astype(np.float32)
+_UNET = {"outputs": 2, "filters": 2, "depth": 1}
 # Of all layers that the others have.
 SMALL: Mapping[str, Mapping[str, Any]] = {
+    "graph": {"graph": as_graph("unet", _UNET).to_json()},
     "highresnet": {"filters": 2, "blocks": 1},
+    "resenc_unet": {"features": (2, 4), "blocks": (1, 1), "strides": (1, 2)},
+    "synthseg_unet": {"filters": 2, "depth": 1, "outputs": 2},
     "unetr": {"patch": 4, "width": 8, "heads": 2, "blocks": 2, "mlp": 8, "filters": 2},
 }
 
 
 def computed(net: Net, path: Path) -> np.ndarray:
     """The logits `[D, H, W, K]` of voxtune's, for which a file is written as peers read it."""
-    network = build(net.family, dict(net.arguments))
+    network = net.built()
     apply, params, statistics = split(network)
     np.savez(path, allow_pickle=False, **for_peers(net, params, statistics))
     logits = jax.jit(lambda *given: apply(*given)[0])(params, statistics, IMAGE[None, ..., None])

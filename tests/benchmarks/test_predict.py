@@ -111,13 +111,30 @@ def test_a_program_with_a_problem_has_no_figures(case: Case) -> None:
     assert not alone["compute", "MONAI"].values
 
 
-def test_of_a_peer_that_was_stopped_a_bound_is_known(case: Case) -> None:
-    own, peer = Scripted("voxtune", 9, 2, 4), Scripted("MONAI", 50, "stopped after 10 s")
-    peer.stopped = 10.0
-    measured = found(case, own, peer)
-    assert measured["end to end", "MONAI"].values == {"least_ratio": pytest.approx(10 / 3)}
-    # Of those 10 s as many may be reading and writing as in its first turn.
-    assert measured["compute", "MONAI"].values == {"least_ratio": pytest.approx((10 - 25) / 1.5)}
+@pytest.mark.parametrize(
+    ("own", "peer", "whole", "compute"),
+    [
+        ((9, 1, 1), (2,), 5.0, 8.0),  # of those 5 s one may be reading and writing
+        ((9, 1, 1), (50,), 5.0, None),  # or 25, as in its first turn
+        ((9, 1, 1, 1), (6, 4.4), 4.4, 4.0),  # or three, the longest
+        ((9, 1, 1, 1, 1), (1.2, 1.2, 1.2, 1.2), 1.2, 1.2),  # it hangs once
+        ((9, 1, 4), (50, 4.9), 1.25, None),  # voxtune was slow in that round
+        ((9, 6, 1), (50,), None, None),
+    ],
+)
+def test_of_a_peer_that_was_stopped_a_bound_is_known(
+    case: Case,
+    own: tuple[float, ...],
+    peer: tuple[float, ...],
+    whole: float | None,
+    compute: float | None,
+) -> None:
+    late = Scripted("MONAI", *peer, "stopped after 5 s")
+    late.stopped = 5.0
+    measured = found(case, Scripted("voxtune", *own), late)
+    for part, least in (("end to end", whole), ("compute", compute)):
+        expected = {} if least is None else {"least_ratio": pytest.approx(least)}
+        assert measured[part, "MONAI"].values == expected
 
 
 def test_no_bound_is_known_of_what_ran_apart_or_never_ended_a_turn(case: Case) -> None:
@@ -166,6 +183,10 @@ def test_alone_a_late_peer_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> No
     alone(peer, 5, own)
     assert peer.limits == [None, 2 * predict.LATE, 2 * predict.LATE]
     assert peer.ended
+    fast, soon = Scripted("voxtune", 0.1), Scripted("other", 0.1, 0.1)
+    fast.turn()
+    alone(soon, 1, fast)
+    assert soon.limits == [program.SOONEST]
 
 
 @pytest.fixture
@@ -246,11 +267,14 @@ def test_peers_are_not_compared_with_what_ran_without_them(
     assert found[NAMES[0]].measurement.problem == "out of memory"
 
 
-def test_what_ended_itself_is_no_result_of_voxtunes(
+def test_where_voxtune_breaks_peers_are_measured(
     measured_of: Callable[..., dict[str, Entry]],
 ) -> None:
-    with pytest.raises(RuntimeError, match="voxtune ended by signal 11"):
-        measured_of(Scripted("voxtune", 9, "ended by signal 11"), Scripted("MONAI", 50, 6, 8))
+    found = measured_of(Scripted("voxtune", 9, "broke: a mistake"), Scripted("MONAI", 50, 6, 8))
+    assert list(found) == NAMES
+    assert found[NAMES[0]].measurement.problem == "broke: a mistake"
+    assert found[NAMES[1]].measurement.seconds == (3, 4)
+    assert not [each for each in figures_of(found.values()) if each.ratio]
 
 
 def test_a_peer_that_labels_otherwise_is_not_timed(

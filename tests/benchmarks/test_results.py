@@ -73,7 +73,7 @@ def test_names_of_values_tell_their_units(name: str, value: float, said: str) ->
 def test_a_peer_that_was_stopped_is_slower_than_a_bound(entry: Make) -> None:
     stopped = {"seconds": (), "values": {"least_ratio": 5.39}, "problem": "stopped after 10 s"}
     both = [entry(), entry("Keras", **stopped)]
-    said = "Keras is stopped after 10 s: voxtune is over 5.3 times as fast"
+    said = "Keras was stopped after 10 s: voxtune is over 5.3 times as fast"
     assert line(both).endswith(said)
     (row,) = (each for each in printed(both).splitlines() if "stopped" in each)
     assert row.split()[-2:] == ["over", "5.3"]

@@ -31,6 +31,7 @@ def written(entry: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
             entry(seconds=(1.0, 1.0, 1.6), **new),
             entry("PyTorch", seconds=(2.5,) * 3, version=ODD, **new),
             entry(ODD, seconds=(), problem=f"out of {ODD}", **new),
+            entry("Late", seconds=(), problem="after 9 s", values={"least_ratio": 5.39}, **new),
             entry(
                 suite="data", case=ODD, work=Work(4), floors=(), values={"data_wait": 0.013}, **new
             ),
@@ -53,6 +54,7 @@ def test_it_tells_all(written: Path) -> None:
         "block9",
         '<td>PyTorch</td><td class="number">2.50 times',
         f"out of {ODD}",
+        "On a CPU all programs that only cut blocks keep memory that they freed",
         f"XLA_FLAGS={ODD}",
         "100 GFLOP/s",
         "10 GB/s",
@@ -60,6 +62,15 @@ def test_it_tells_all(written: Path) -> None:
     ):
         assert told in text
     assert ODD not in written.read_text("utf-8")
+
+
+def test_a_peer_that_was_stopped_has_a_bound_and_no_time(written: Path) -> None:
+    text = html.unescape(written.read_text("utf-8"))
+    number = '<td class="number">'
+    (row,) = re.findall(r"<td>Late</td>(.*?)</tr>", text[: text.index(">Against the floor</h2>")])
+    assert row.startswith(f"{number}over 5.3 times</td>{number}1.00 s")
+    assert f"{number}stopped</td>" in row
+    assert "Late: after 9 s" in text[text.index(">Without figures, or stopped</h2>") :]
 
 
 def test_it_tells_of_each_suite_what_was_checked(written: Path) -> None:
@@ -78,7 +89,7 @@ def test_a_table_for_a_readme_lies_beside_it(written: Path) -> None:
 
 def test_columns_of_nothing_are_left_out(written: Path) -> None:
     text = written.read_text("utf-8")
-    data = text[text.index(">Suite data</h2>") : text.index(">Without figures</h2>")]
+    data = text[text.index(">Suite data</h2>") : text.index(">Without figures, or stopped</h2>")]
     header = re.findall(r'<th scope="col"[^>]*>([^<]*)<', data)
     assert header == ["Case", "Program", "Time", "First turn", "Per second", "Memory", "Also"]
 

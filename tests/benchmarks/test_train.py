@@ -183,7 +183,10 @@ def program(platform: str, *losses: float, name: str = "peer") -> Program:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where voxtune, a peer and one that never steps have saved what a step made of two layers."""
+    """Where voxtune, a peer and one that never steps have saved what a step made of two layers.
+
+    And where voxtune has saved what they were before.
+    """
     before = [np.zeros(1000, np.float32), np.zeros(20, np.float32)]
     after = [np.where(np.arange(each.size) % 2, RATE, -RATE) for each in before]
     rounded = [each.copy() for each in after]
@@ -192,6 +195,8 @@ def folder(tmp_path: Path) -> Path:
     programs = {train.OWN: after, "peer": rounded, "never": before}
     for name, arrays in programs.items():
         np.savez(tmp_path / f"{name}.npz", *arrays, allow_pickle=False)
+    named = {f"weight/arr_{number}": array for number, array in enumerate(before)}
+    np.savez(tmp_path / "arrays.npz", allow_pickle=False, **named)
     return tmp_path
 
 
@@ -223,6 +228,16 @@ def test_what_a_step_makes_of_parameters_is_compared(
     assert train.difference(own, program(platform, 2.0, 1.9), dtype, folder)
 
 
+def test_a_layer_that_no_program_moves_tells_nothing(folder: Path) -> None:
+    """As one whose norm has a scale of zero."""
+    for name in (train.OWN, "peer"):
+        with np.load(folder / f"{name}.npz") as arrays:
+            np.savez(folder / f"{name}.npz", arrays["arr_0"], np.zeros(20), allow_pickle=False)
+    own, peer = program("cpu", 2.0, 1.9, name=train.OWN), program("cpu", 2.0, 1.9)
+    problem = "cannot be compared: voxtune's first step moves nothing of arr_1"
+    assert train.difference(own, peer, "float32", folder) == problem
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_timed_on_a_gpu_is_compared_roughly(dtype: str) -> None:
     own = program("gpu", 2.0, 1.9)
@@ -243,7 +258,8 @@ def test_a_peer_on_another_device_is_no_peer() -> None:
 
 
 # On a GPU that is none, all programs. Those that LATER names find too little memory at first,
-# those that NEVER names always, and PyTorch compiled is none that computes the same.
+# those that NEVER names always, those that BREAKS names break, and PyTorch compiled is none that
+# computes the same.
 ON_GPU = f"""#!{sys.executable}
 import json, os, sys
 from pathlib import Path
@@ -257,6 +273,10 @@ name = "voxtune" if own else sys.argv[3]
 file, dtype = sys.argv[4:6] if own else sys.argv[5:7]
 with Path(os.environ["LOG"]).open("a") as log:
     log.write(f"{{name}} {{dtype}}\\n")
+if name in os.environ.get("BREAKS", ""):
+    sys.exit("a mistake")
+if own:
+    np.savez(file, **{{"weight/arr_0": np.ones(9)}})
 np.savez(Path(file).with_name(f"{{name}}.npz"), np.full(9, 1.0 * (name == "PyTorch compiled")))
 say(version="1.0", platform="gpu", devices=1, flops=1)
 for turn in sys.stdin:
@@ -332,3 +352,15 @@ def test_where_voxtune_cannot_share_a_gpu_nobody_does(on_gpu: Measured) -> None:
     found, _ = on_gpu("", "voxtune")
     assert found["voxtune"].problem == "out of memory"
     assert found["PyTorch"].problem == "nothing to compare with: out of memory"
+
+
+def test_where_voxtune_breaks_no_peer_is_timed(
+    on_gpu: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BREAKS", "voxtune")
+    found, started = on_gpu("", "")
+    assert started == ["voxtune exact", "voxtune bfloat16"]
+    assert found.pop("voxtune").problem == "broke: a mistake"
+    assert list(found) == list(train.PEERS)
+    for each in found.values():
+        assert (each.problem, each.version) == ("nothing to compare with: broke: a mistake", "")

@@ -45,8 +45,9 @@ sys.argv = ["voxtune", *last]
 entry()
 """
 
-# One of two processes; prints at which of its calls `Preemption.stops` is true first. The signal
-# comes after some, and after what Orbax does in the first process once checkpoint 1 is written.
+# One of two processes, in its second run; prints at which of its calls `Preemption.stops` is true
+# first. The signal comes after some, and after what Orbax does in the first process once
+# checkpoint 1 is written.
 TOLD = """
 import contextlib, os, signal, sys, time
 from jax._src import distributed
@@ -57,8 +58,11 @@ from voxtune.engine.processes import join, leave
 how, rank, calls = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 join(how)
 client = distributed.global_state.client
+with Preemption() as preemption:  # a run before
+    if calls:
+        assert not preemption.stops()
 with Preemption() as preemption:
-    for _ in range(calls):
+    for _ in range(calls - 1):
         assert not preemption.stops()
     if rank == 0 and calls:
         with contextlib.suppress(RuntimeError):

@@ -23,6 +23,7 @@ from voxtune.models.lowering import (
     max_pool,
     plain_lowerings,
 )
+from voxtune.models.up_slices import up_conv_slices
 from voxtune.models.winograd import pays
 
 RNG = np.random.default_rng(0)
@@ -133,7 +134,8 @@ def test_fours_are_taken_where_they_pay():
     assert not pays(volume(64), kernel(), 16)  # half of what is read lies outside
     assert not pays(volume(66), kernel(), 8)  # 96 voxels are computed for 66
     assert not pays(volume(16), kernel(), 1)
-    assert not pays(volume(128, 8), kernel(8), 1)
+    assert pays(volume(128, 16), kernel(16), 1)
+    assert not pays(volume(128, 15), kernel(15), 1)
     assert not pays(volume(64, 32, "bfloat16"), kernel(32, "bfloat16"), 1)
     taken = str(jax.make_jaxpr(conv_depth_slices)(volume(64), kernel()))
     with mock.patch("voxtune.models.depth_slices.pays", return_value=False):
@@ -190,6 +192,7 @@ FORMS: dict[str, tuple[Lowering, tuple[int, ...]]] = {
     "batch": (partial(conv_space_to_batch, dilation=2), (3, 3, 3, CHANNELS, 3)),
     "product": (conv, (1, 1, 1, CHANNELS, 3)),
     "transposed": (conv_transpose_blocks, (2, 2, 2, CHANNELS, 3)),
+    "up, slices": (up_conv_slices, (CHANNELS, 4, 4, 4, 3)),
 }
 
 
