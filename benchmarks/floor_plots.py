@@ -1,6 +1,7 @@
 """A training step beside its floor, as plots that can be read in grey. Nothing is run here."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -24,9 +25,13 @@ def against_floors(reaches: Sequence[Reach]) -> Drawing | None:
     measured; and the floor of each layer in a step. None without networks.
 
     Args:
-        reaches: of which the first few of each machine are drawn.
+        reaches: of which the first of each network is drawn, for a few networks of each machine.
     """
-    shown = of_each_machine(reaches, lambda each: each.entry.place.machine, MOST_NETS)
+    first: dict[tuple[str, Any], Reach] = {}
+    for each in reaches:
+        network = each.entry.measurement.settings["network"]
+        first.setdefault((each.entry.place.machine, network), each)
+    shown = of_each_machine(first.values(), lambda each: each.entry.place.machine, MOST_NETS)
     if not shown:
         return None
 
