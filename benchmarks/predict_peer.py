@@ -310,22 +310,25 @@ def first_to_end() -> None:
             Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def loaded(make: Callable[..., Framework], network: str, folder: Path, *given: Any) -> Framework:
+def loaded(
+    make: Callable[..., Framework], network: str, folder: Path, name: str, window: int
+) -> Framework:
     """A program that holds its network, and has shown what that gives.
 
     Args:
         make: of `PROGRAMS`.
         network: its name.
         folder: see the module.
-        given: name of the program, and edge of the windows.
+        name: of the program.
+        window: edge of the windows, voxels; 0 for one pass.
     """
     importlib.import_module("nibabel")
     weights = [*PEER["network_in"](folder / FILE)[1].values()]
-    held = make(network, weights, folder, *given)
+    held = make(network, weights, folder, name, window)
     if (folder / "check.npy").exists():
         with held.exact():
             found = held.check(np.load(folder / "check.npy"))
-        np.save(folder / f"{given[0]}.npy", np.asarray(found))
+        np.save(folder / f"{name}.npy", np.asarray(found))
     return held
 
 
